@@ -1,0 +1,136 @@
+"""``Duetime``: the one object users hold. It puts the parts together and runs them for as long as an application does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Self
+
+from apscheduler import AsyncScheduler
+from fastapi import APIRouter, FastAPI
+
+from . import builtin
+from .broker import PostgresEventBroker
+from .errors import NotStarted
+from .local import LocalDatabase
+from .scheduler import Supervisor, build_scheduler
+from .service import Service
+from .settings import DatabaseUrl, Settings
+from .store.connections import DirectConnections, connect
+from .tasks import TaskRegistry, registry
+from .web import api, handlers, health
+from .web.lifespan import lifespan
+
+logger = logging.getLogger(__name__)
+
+
+class Duetime:
+    """Schedules, runs and remembers jobs in PostgreSQL, beside an application, without ever blocking its event loop.
+
+    ::
+
+        duetime = Duetime()
+        app = FastAPI(lifespan=duetime.lifespan)
+        app.include_router(duetime.router, prefix="/scheduler")  # optional
+
+    Without a web application: ``async with duetime: await duetime.scheduler.add_schedule(…)``.
+
+    :param settings: default: from the environment, see :class:`~duetime.Settings`
+    :param registry: the tasks that may be named; default: those that ``@task`` has registered
+    :raises InvalidSettings: if a setting has no meaning
+    """
+
+    def __init__(self, settings: Settings | None = None, *, registry: TaskRegistry = registry) -> None:
+        self.settings = settings or Settings()
+        self.registry = registry
+        builtin.register(registry)
+        url = self.settings.database
+        self._local = LocalDatabase(self.settings.data_dir) if url is None else None
+        self._connections = DirectConnections(self._database_url, size=self.settings.pool_size)
+        self._broker = PostgresEventBroker("", channel=self.settings.schema_name, connect=self._connect)
+        self._scheduler = build_scheduler(self.settings, self._connections, self._broker, registry)
+        self._supervisor = Supervisor(self._scheduler)
+        self._service = Service(self._scheduler, self._scheduler.store, registry, self._problem)
+        self._lifespan = lifespan(self)
+        self._stack: AsyncExitStack | None = None
+
+    async def _database_url(self) -> DatabaseUrl:
+        """Return where the database is; starts the embedded one if that is the one."""
+        if self._local is not None:
+            return await self._local.start()
+        assert self.settings.database is not None  # noqa: S101 - else there is a local one
+        return self.settings.database
+
+    async def _connect(self) -> object:
+        return await connect(await self._database_url())
+
+    def _problem(self) -> str | None:
+        crash = self._supervisor.last_crash
+        return None if crash is None else f"the scheduler crashed ({type(crash).__name__}: {crash}) and starts again"
+
+    @property
+    def scheduler(self) -> AsyncScheduler:
+        """The scheduler. Calls made before it has started wait for the database, within ``call_timeout``."""
+        return self._scheduler
+
+    @property
+    def service(self) -> Service:
+        """The verbs behind every door."""
+        return self._service
+
+    @cached_property
+    def router(self) -> APIRouter:
+        """The REST API, to be included under a prefix of the application's choice."""
+        return api.build_router(self)
+
+    def lifespan(self, app: FastAPI) -> AbstractAsyncContextManager[Mapping[str, Any]]:
+        """Run Duetime for as long as the application runs: ``FastAPI(lifespan=duetime.lifespan)``.
+
+        An application with a lifespan of its own enters this one inside it: ``async with duetime.lifespan(app):``.
+        The application is not delayed: the scheduler connects in the background.
+        """
+        return self._lifespan(app)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Run Duetime for as long as the block does; ``async with duetime:`` is the same."""
+        if self._stack is not None:
+            raise NotStarted("expected Duetime to be started once, and it runs already. Make a second Duetime().")
+        async with AsyncExitStack() as stack:
+            self._stack = stack
+            stack.callback(setattr, self, "_stack", None)
+            if self._local is not None:
+                stack.push_async_callback(self._local.stop)
+            stack.push_async_callback(self._connections.close)
+            builtin.configure(allow_private=self.settings.http_allow_private)
+            for module in self.settings.task_modules:
+                import_module(module)
+            await stack.enter_async_context(self._supervisor)
+            yield self
+
+    async def __aenter__(self) -> Self:
+        self._entered = self.running()
+        return await self._entered.__aenter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._entered.__aexit__(*exc_info)  # type: ignore[arg-type]
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application that ``duetime serve`` runs: the API under ``/api``, health at the root.
+
+    :param settings: default: from the environment
+    """
+    duetime = Duetime(settings)
+    app = FastAPI(
+        title="Duetime",
+        description="Schedules, fires and runs of jobs kept in PostgreSQL.",
+        lifespan=duetime.lifespan,
+    )
+    handlers.install(app)
+    app.include_router(health.health_router(duetime))
+    app.include_router(duetime.router, prefix="/api")
+    return app

@@ -1,0 +1,305 @@
+"""Events between nodes over LISTEN/NOTIFY, through a connection that comes back by itself.
+
+A NOTIFY is a hint: nothing is lost with it but time (promise 5). The store puts its hints into the statements that
+make the change (:meth:`PostgresEventBroker.message`), so this module's own connection only listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from inspect import isawaitable
+from logging import Logger, getLogger
+from typing import Any, Self
+from uuid import uuid4
+
+import asyncpg
+import attrs
+import apscheduler
+from apscheduler import Event, RetrySettings
+from apscheduler.abc import EventBroker, Serializer, Subscription
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from .errors import InvalidSettings
+from .settings import DatabaseUrl
+
+MAX_PAYLOAD = 7999
+"""Bytes of the longest NOTIFY payload that PostgreSQL takes."""
+
+# The events that may come from outside, by name: nothing else is ever built from a payload (CVE-2026-31072).
+_EVENTS: dict[str, type[Event]] = {
+    event.__name__: event
+    for event in (
+        apscheduler.TaskAdded,
+        apscheduler.TaskUpdated,
+        apscheduler.TaskRemoved,
+        apscheduler.ScheduleAdded,
+        apscheduler.ScheduleUpdated,
+        apscheduler.ScheduleRemoved,
+        apscheduler.JobAdded,
+        apscheduler.JobRemoved,
+        apscheduler.JobAcquired,
+        apscheduler.JobReleased,
+        apscheduler.SchedulerStarted,
+        apscheduler.SchedulerStopped,
+    )
+}
+_LONGEST_TEXT = 1000
+# What the job loop of a scheduler subscribes to, and so what tells its subscription from a user's.
+_JOB_LOOP = frozenset({apscheduler.JobAdded, apscheduler.JobReleased})
+
+
+def encode(event: Event) -> str | None:
+    """Return the event as ``Name {json}``, or None for a kind that stays on its node.
+
+    Long texts are cut, because a payload has a limit and a traceback has none.
+    """
+    if type(event).__name__ not in _EVENTS:
+        return None
+    values: dict[str, Any] = {}
+    for attribute in attrs.fields(type(event)):
+        value = getattr(event, attribute.name)
+        if value is None or attribute.name in ("exception_traceback", "exception"):
+            continue
+        if isinstance(value, str):
+            value = value[:_LONGEST_TEXT]
+        elif hasattr(value, "isoformat"):
+            value = value.isoformat()
+        elif not isinstance(value, bool):
+            value = getattr(value, "name", str(value))
+        values[attribute.name] = value
+    return f"{type(event).__name__} {json.dumps(values)}"
+
+
+def decode(text: str) -> Event | None:
+    """Return the event of :func:`encode`'s text, or None if it is not one."""
+    name, _, body = text.partition(" ")
+    event_class = _EVENTS.get(name)
+    if event_class is None:
+        return None
+    try:
+        values = json.loads(body)
+        for attribute in attrs.fields(event_class):
+            # An event class has no default for what may well be unknown.
+            if attribute.default is attrs.NOTHING:
+                values.setdefault(attribute.name, None)
+        return event_class(**values)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class _LocalSubscription(Subscription):
+    source: PostgresEventBroker
+    callback: Callable[[Any], Any]
+    event_types: frozenset[type[Event]] | None
+    is_async: bool
+    one_shot: bool
+
+    def unsubscribe(self) -> None:
+        self.source._subscriptions.pop(self, None)
+
+
+@attrs.define(eq=False, repr=False)
+class PostgresEventBroker(EventBroker):
+    """Carries events between the nodes of one database; takes the arguments of the stock ``AsyncpgEventBroker``.
+
+    Cures of 4.0.0a6: the stock broker drops every event with anyio ≥ 4.14 (``start_soon`` outside a task), ends its
+    LISTEN loop on other errors than ``InterfaceError``, builds any class a payload names, raises on payloads over
+    7,999 bytes, and queries every ten seconds for ever.
+
+    :param dsn: address of the database; a ``-pooler`` host of Neon is replaced by the direct one, because LISTEN does
+        not work through a transaction-mode pooler
+    :param options: further keyword arguments of :func:`asyncpg.connect`
+    :param channel: NOTIFY channel; nodes that share a store share it
+    :param max_idle_time: accepted for compatibility; a lost connection is noticed by TCP keep-alive, not by queries
+    :param serializer: accepted for compatibility; events have a form of their own that names no classes
+    :param retry_settings: accepted for compatibility; the connection is tried again for ever, with back-off
+    """
+
+    dsn: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    channel: str = attrs.field(kw_only=True, default="duetime")
+    max_idle_time: float = attrs.field(kw_only=True, default=10)
+    serializer: Serializer | None = attrs.field(kw_only=True, default=None)
+    retry_settings: RetrySettings | None = attrs.field(kw_only=True, default=None)
+    connect: Callable[[], Awaitable[asyncpg.Connection]] | None = attrs.field(kw_only=True, default=None)
+    """Opens the listening connection, where ``dsn`` and ``options`` do not say it all."""
+
+    origin: str = attrs.field(init=False, factory=lambda: uuid4().hex[:12])
+    """Marks this broker's own messages, which it does not deliver a second time."""
+    on_hint: Callable[[Event | None], None] | None = attrs.field(init=False, default=None)
+    """Called with each event from another node, and with None after a gap in listening."""
+    _subscriptions: dict[_LocalSubscription, None] = attrs.field(init=False, factory=dict)
+    _deliveries: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
+    _connection: asyncpg.Connection | None = attrs.field(init=False, default=None)
+    _listening: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _logger: Logger = attrs.field(init=False, factory=lambda: getLogger(__name__))
+
+    @classmethod
+    def from_async_sqla_engine(
+        cls, engine: AsyncEngine, options: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Self:
+        """Make a broker for the database of a SQLAlchemy engine.
+
+        :param engine: an engine for ``postgresql+asyncpg://``; only its URL is used, so arguments that were given to
+            ``create_async_engine(connect_args=…)`` must be given here too, as ``options``
+        :raises InvalidSettings: if the engine has another driver
+        """
+        if engine.dialect.name != "postgresql" or engine.dialect.driver != "asyncpg":
+            raise InvalidSettings(
+                f"expected an engine for PostgreSQL over asyncpg (postgresql+asyncpg://…), got "
+                f"{engine.dialect.name}+{engine.dialect.driver}."
+            )
+        return cls(engine.url.render_as_string(hide_password=False), options or {}, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"PostgresEventBroker(channel={self.channel!r})"
+
+    # -- APScheduler's contract ---------------------------------------------------------------------------------------
+
+    async def start(self, exit_stack: AsyncExitStack, logger: Logger) -> None:
+        """Begin to listen, in the background: an unreachable database delays events, not the start."""
+        self._logger = logger
+        listener = asyncio.create_task(self._listen(), name="duetime listener")
+        exit_stack.push_async_callback(self._stop, listener)
+
+    async def publish(self, event: Event) -> None:
+        """Deliver the event here and, if the connection is up, on the other nodes."""
+        await self.publish_local(event)
+        connection = self._connection
+        message = self.message([event])
+        if message and connection is not None and not connection.is_closed():
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await connection.execute("select pg_notify($1, $2)", self.channel, message)
+
+    async def publish_local(self, event: Event) -> None:
+        """Deliver the event to the subscribers on this node."""
+        self.deliver(event)
+
+    def subscribe(
+        self,
+        callback: Callable[[Any], Any],
+        event_types: Iterable[type[Event]] | None = None,
+        *,
+        is_async: bool = True,
+        one_shot: bool = False,
+    ) -> Subscription:
+        """Call ``callback`` with each event of the given types (None: all) until unsubscribed."""
+        types = frozenset(event_types) if event_types else None
+        subscription = _LocalSubscription(self, callback, types, is_async, one_shot)
+        self._subscriptions[subscription] = None
+        return subscription
+
+    # -- for the store ------------------------------------------------------------------------------------------------
+
+    def message(self, events: Iterable[Event], *, everyone: bool = False) -> str:
+        """Return a NOTIFY payload for the other nodes, or for all; empty when none of the events travels.
+
+        What does not fit into one payload is left out: it is a hint.
+        """
+        text = "*" if everyone else self.origin
+        for event in events:
+            encoded = encode(event)
+            if encoded and len(text.encode()) + len(encoded.encode()) + 1 <= MAX_PAYLOAD:
+                text += f"\n{encoded}"
+        return text if "\n" in text else ""
+
+    def has_subscribers(self, event_type: type[Event]) -> bool:
+        """Return whether anybody on this node wants events of the type."""
+        return any(s.event_types is None or event_type in s.event_types for s in self._subscriptions)
+
+    def nudge_workers(self) -> None:
+        """Make this node's job loop ask for jobs, without an event that other subscribers would see."""
+        event = apscheduler.JobAdded(job_id=uuid4(), task_id="", schedule_id=None)
+        for subscription in list(self._subscriptions):
+            if subscription.event_types == _JOB_LOOP:
+                self._start(subscription, event)
+
+    def deliver(self, event: Event) -> None:
+        """Start the callbacks of the event's subscribers; must be called on the event loop."""
+        for subscription in list(self._subscriptions):
+            if subscription.event_types is None or type(event) in subscription.event_types:
+                if subscription.one_shot:
+                    subscription.unsubscribe()
+                self._start(subscription, event)
+
+    def _start(self, subscription: _LocalSubscription, event: Event) -> None:
+        delivery = asyncio.get_running_loop().create_task(self._call(subscription, event))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+
+    async def _call(self, subscription: _LocalSubscription, event: Event) -> None:
+        try:
+            if subscription.is_async:
+                outcome = subscription.callback(event)
+                if isawaitable(outcome):
+                    await outcome
+            else:
+                await asyncio.to_thread(subscription.callback, event)
+        except Exception:
+            self._logger.exception("A subscriber failed on %s", type(event).__name__)
+
+    # -- listening ----------------------------------------------------------------------------------------------------
+
+    async def wait_listening(self) -> None:
+        """Wait until the connection listens."""
+        await self._listening.wait()
+
+    async def _open(self) -> asyncpg.Connection:
+        if self.connect is not None:
+            return await self.connect()
+        url = DatabaseUrl.parse(self.dsn).direct
+        return await asyncpg.connect(**{"timeout": 10, **url.asyncpg_arguments(), **self.options})
+
+    async def _listen(self) -> None:
+        """Keep one listening connection for as long as the broker runs."""
+        wait = 0.0
+        while True:
+            lost = asyncio.Event()
+            connection: asyncpg.Connection | None = None
+            try:
+                connection = await self._open()
+                connection.add_termination_listener(lambda _connection, lost=lost: lost.set())
+                await connection.add_listener(self.channel, self._receive)
+                self._connection = connection
+                self._listening.set()
+                wait = 0.0
+                # Whatever was said while nobody listened has to be looked up.
+                if self.on_hint is not None:
+                    self.on_hint(None)
+                if not connection.is_closed():
+                    await lost.wait()
+                self._logger.warning("The listening connection was lost; connecting again")
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+                self._logger.warning("Cannot listen for events (%s: %s); trying again", type(exc).__name__, exc)
+            finally:
+                self._connection = None
+                self._listening.clear()
+                if connection is not None:
+                    connection.terminate()
+            wait = min(1.0, wait * 2 or 0.05)
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnecting nodes
+
+    async def _stop(self, listener: asyncio.Task[None]) -> None:
+        listener.cancel()
+        await asyncio.wait([listener])
+        if self._deliveries:
+            await asyncio.wait(self._deliveries, timeout=1)
+
+    def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        origin, *texts = str(payload).split("\n")
+        if origin == self.origin:
+            return
+        for text in texts:
+            event = decode(text)
+            if event is None:
+                self._logger.warning("Ignored a notification that is not an event: %.100r", text)
+                continue
+            if self.on_hint is not None:
+                self.on_hint(event)
+            self.deliver(event)

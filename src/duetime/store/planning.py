@@ -1,0 +1,200 @@
+"""Which fires are due, what becomes of each, and when the schedule is due next.
+
+The stock loop computes this itself, by the host's clock, on the event loop, and removes or crashes on a trigger that
+raises (4.0.0a6, ``_schedulers/async_.py:978-988``). Here it is one pure function over a schedule and the database's
+time; the loop only gets a :class:`PlannedTrigger`, which has no fire times left, and so makes one throw-away job.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from apscheduler import CoalescePolicy, Schedule
+from apscheduler.abc import Trigger
+
+from ..records import FireState
+
+MAX_FIRES = 1000
+"""Jobs or coalesced ledger rows that one release of one schedule writes; what is more comes with the next release."""
+
+STEPS_ON_THE_LOOP = 200
+"""Fire times that are looked at on the event loop; a plan that needs more is made in a thread (promise 7)."""
+
+MAX_STEPS = 5_000_000
+"""Fire times that are looked at in one release; a schedule further behind gets there in several."""
+
+_ZERO = timedelta(0)
+
+
+class PlannedTrigger(Trigger):
+    """What the scheduler loop is given in place of a schedule's trigger: the plan is made, nothing is left to do."""
+
+    def __init__(self, real: Trigger) -> None:
+        self.real = real
+
+    def next(self) -> datetime | None:
+        """Return None: the store already knows the schedule's next fire time."""
+        return None
+
+    def __getstate__(self) -> Any:
+        return self.real.__getstate__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.real.__setstate__(state)
+
+    def __repr__(self) -> str:
+        return repr(self.real)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFire:
+    """One due instant and what is to become of it."""
+
+    fire_time: datetime
+    run_time: datetime
+    state: FireState
+    reason: str | None = None
+    start_deadline: datetime | None = None
+    # An overlapping job is only looked for by the single fire of normal operation, see plan().
+    checks_overlap: bool = True
+    job_id: UUID | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """The outcome of a claim: fires in ascending order, and how the schedule goes on."""
+
+    schedule: Schedule
+    revision: UUID
+    trigger: Trigger
+    fires: list[PlannedFire] = field(default_factory=list)
+    last_fire_time: datetime | None = None
+    next_fire_time: datetime | None = None
+    broken_reason: str | None = None
+
+
+def _jitter(schedule: Schedule, fire_time: datetime, following: datetime | None) -> timedelta:
+    """Return the fire's delay: the same for the same fire, and never as far as the fire after it."""
+    if not schedule.max_jitter:
+        return _ZERO
+    most = schedule.max_jitter
+    if following is not None:
+        most = min(most, following - fire_time - timedelta(microseconds=1))
+    seed = f"{schedule.id}\n{fire_time.astimezone(UTC).isoformat()}"
+    return most * random.Random(seed).random()  # noqa: S311 - spreads load, hides nothing
+
+
+class _BrokenTrigger(Exception):
+    """The trigger raised, went backwards or yielded no datetime."""
+
+
+def _times(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
+    """Yield the fire times after ``first``, ascending, then None for ever.
+
+    :raises _BrokenTrigger: when the trigger does anything else than that
+    """
+    last = first
+    while True:
+        try:
+            following = trigger.next()
+        except Exception as exc:
+            raise _BrokenTrigger(f"its trigger raised {type(exc).__name__}: {exc}") from exc
+        if following is None:
+            yield None
+            continue
+        if not isinstance(following, datetime) or following.tzinfo is None:
+            raise _BrokenTrigger(f"its trigger yielded {following!r} instead of an aware datetime")
+        if following <= last:
+            raise _BrokenTrigger(f"its trigger yielded {following.isoformat()} after {last.isoformat()}")
+        last = following
+        yield following
+
+
+class TooFarBehind(Exception):
+    """The plan needs more steps than allowed; the trigger has moved and must be read anew."""
+
+
+def plan(schedule: Schedule, revision: UUID, now: datetime, *, max_steps: int | None = None) -> Plan:
+    """Decide what becomes of every fire of a claimed schedule that is due at ``now`` (the database's time).
+
+    Of several due fires the schedule's coalesce policy picks the one that runs, and the others are recorded as
+    coalesced; with ``all`` each runs, whether or not their jobs overlap. A fire beyond its grace time is recorded as
+    missed. The trigger is advanced; nothing else is changed.
+
+    :raises TooFarBehind: when ``max_steps`` are given and do not suffice
+    """
+    result = Plan(schedule, revision, schedule.trigger, last_fire_time=schedule.last_fire_time)
+    first = schedule.next_fire_time
+    if first is None:  # nothing is due; only a caller outside the loop can hold such a schedule
+        return result
+
+    due = [first]
+    passed = 0  # coalesced fires too many for a ledger row each
+    times = _times(schedule.trigger, first)
+    following: datetime | None = None
+    try:
+        for step in range(MAX_STEPS):
+            if step == max_steps:
+                raise TooFarBehind
+            following = next(times)
+            if following is None or following > now:
+                break
+            if schedule.coalesce is CoalescePolicy.all and len(due) == MAX_FIRES:
+                break  # still due: claimed again at once
+            due.append(following)
+            if len(due) > MAX_FIRES:
+                # The first runs with "earliest", the last with "latest": what is between is only counted.
+                del due[1 if schedule.coalesce is CoalescePolicy.earliest else 0]
+                passed += 1
+        else:
+            following = due.pop()
+    except _BrokenTrigger as exc:
+        result.broken_reason = str(exc)
+        following = None
+
+    result.next_fire_time = following
+    result.last_fire_time = due[-1]
+    result.fires = _decide(schedule, due, following, now, passed)
+    return result
+
+
+def _decide(
+    schedule: Schedule, due: list[datetime], following: datetime | None, now: datetime, passed: int
+) -> list[PlannedFire]:
+    chosen = {CoalescePolicy.earliest: due[:1], CoalescePolicy.latest: due[-1:], CoalescePolicy.all: due}[
+        schedule.coalesce
+    ]
+    runs = set(chosen)
+    more = f"; {passed} more fires were coalesced into it without a row each" if passed else ""
+    fires: list[PlannedFire] = []
+    for position, fire_time in enumerate(due):
+        if fire_time not in runs:
+            reason = f"{len(due) + passed} fires were due at once; the one at {chosen[0].isoformat()} runs for all"
+            fires.append(PlannedFire(fire_time, fire_time, FireState.coalesced, reason))
+            continue
+        after = due[position + 1] if position + 1 < len(due) else following
+        run_time = fire_time + _jitter(schedule, fire_time, after)
+        deadline = None if schedule.misfire_grace_time is None else run_time + schedule.misfire_grace_time
+        if deadline is not None and now > deadline:
+            late = (now - run_time).total_seconds()
+            grace = schedule.misfire_grace_time.total_seconds() if schedule.misfire_grace_time else 0
+            reason = f"{late:.3f} s late, beyond its grace time of {grace:g} s{more}"
+            fires.append(PlannedFire(fire_time, run_time, FireState.missed, reason, deadline))
+        else:
+            fires.append(
+                PlannedFire(
+                    fire_time,
+                    run_time,
+                    FireState.pending,
+                    more.removeprefix("; ") or None,
+                    deadline,
+                    checks_overlap=len(chosen) == 1,
+                    job_id=uuid4(),
+                )
+            )
+    return fires
