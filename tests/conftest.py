@@ -30,9 +30,7 @@ async def _administer(server: DatabaseUrl, *statements: str) -> None:
 
 
 async def _make_template(server: DatabaseUrl) -> None:
-    await _administer(
-        server, f"drop database if exists {_TEMPLATE} with (force)", f"create database {_TEMPLATE}"
-    )
+    await _administer(server, f"drop database if exists {_TEMPLATE} with (force)", f"create database {_TEMPLATE}")
     connection = await asyncpg.connect(**replace(server, database=_TEMPLATE).asyncpg_arguments())
     try:
         await migrate(connection, "duetime")

@@ -1,4 +1,4 @@
-"""``Duetime``: the one object users hold. It puts the parts together and runs them for as long as an application does."""
+"""``Duetime``: the one object users hold. It puts the parts together and runs them while an application runs."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from logging import Logger, getLogger
 from typing import Any, Self
 from uuid import uuid4
 
+import apscheduler
 import asyncpg
 import attrs
-import apscheduler
 from apscheduler import Event, RetrySettings
 from apscheduler.abc import EventBroker, Serializer, Subscription
 from sqlalchemy.ext.asyncio import AsyncEngine

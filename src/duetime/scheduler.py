@@ -142,6 +142,10 @@ class DuetimeScheduler(AsyncScheduler):
         start = datetime.now(UTC) - self.store.clock_offset if resume_from == "now" else resume_from
         await self.store.resume_schedule(id, resume_from=start)
 
+    def forget_running_jobs(self) -> None:
+        """Free the places of jobs that a crash of the scheduler ended before they began (they stay counted there)."""
+        self._running_jobs.clear()
+
     async def stop(self) -> None:
         """Begin to stop: nothing new is claimed, and running jobs are cancelled and go back into the queue."""
         self.store.stopping = True
@@ -228,5 +232,6 @@ class Supervisor:
                 wait = min(30.0, wait * 2 or 0.2)
                 logger.exception("The scheduler crashed (%d so far); it starts again in %.1f s", self.crashes, wait)
                 await asyncio.sleep(wait)
+                self.scheduler.forget_running_jobs()
             else:
                 return

@@ -216,9 +216,7 @@ class Service:
             schedule_id=query.schedule_id,
             state=query.state,
         )
-        return _page(
-            rows, limit, lambda row: records.Fire(**row), lambda row: (row["fire_time"], row["schedule_id"])
-        )
+        return _page(rows, limit, lambda row: records.Fire(**row), lambda row: (row["fire_time"], row["schedule_id"]))
 
     async def runs(self, query: RunQuery) -> records.Page[records.Run]:
         """Return a page of the runs, newest first.
@@ -330,9 +328,7 @@ class Service:
             overlap=task_options.overlap,
             options=options,
             tags=schedule.metadata.get(TAGS, []),
-            metadata={
-                key: value for key, value in schedule.metadata.items() if not key.startswith(METADATA_PREFIX)
-            },
+            metadata={key: value for key, value in schedule.metadata.items() if not key.startswith(METADATA_PREFIX)},
             note=note,
         )
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, cast, overload
 
 import apscheduler
 from pydantic import (
@@ -144,7 +144,7 @@ def _argument_adapter(func: Callable[..., Any]) -> TypeAdapter[tuple[tuple[Any, 
 
     config = ConfigDict(arbitrary_types_allowed=True)
     try:
-        return TypeAdapter(wraps(func)(capture), config=config)
+        return TypeAdapter(cast("Any", wraps(func)(capture)), config=config)
     except (PydanticUndefinedAnnotation, PydanticSchemaGenerationError, NameError, TypeError):
         # Annotations that cannot be evaluated here (names of a local scope) say nothing: only the names are checked.
         parameters = inspect.signature(func).parameters.values()
@@ -154,7 +154,7 @@ def _argument_adapter(func: Callable[..., Any]) -> TypeAdapter[tuple[tuple[Any, 
         bare.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
         )
-        return TypeAdapter(bare, config=config)
+        return TypeAdapter(cast("Any", bare), config=config)
 
 
 def storable(value: Any) -> Any:
@@ -220,9 +220,7 @@ class RegisteredTask:
         except PydanticInvalidForJsonSchema:
             schema = {}
         doc = inspect.getdoc(self.func) or ""
-        options = {
-            key.removeprefix(METADATA_PREFIX): value for key, value in self.options.to_metadata().items()
-        }
+        options = {key.removeprefix(METADATA_PREFIX): value for key, value in self.options.to_metadata().items()}
         return Task(
             name=self.name,
             aliases=list(self.aliases),
@@ -282,7 +280,9 @@ class TaskRegistry:
             return fitting[0]
         if fitting:
             names = ", ".join(sorted(task.name for task in fitting))
-            raise AmbiguousTask(f"expected a name that fits one task, got {name!r}, which fits {names}. Use one of them.")
+            raise AmbiguousTask(
+                f"expected a name that fits one task, got {name!r}, which fits {names}. Use one of them."
+            )
         raise UnknownTask(name, [*self._tasks, *(alias for task in self._tasks.values() for alias in task.aliases)])
 
     def __iter__(self) -> Iterator[RegisteredTask]:

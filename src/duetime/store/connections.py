@@ -80,9 +80,7 @@ class DirectConnections:
         async with self._opening:
             if self._pool is None:
                 url = self._url if isinstance(self._url, DatabaseUrl) else await self._url()
-                pool = asyncpg.create_pool(
-                    **_arguments(url), min_size=0, max_size=self._size, reset=_nothing_to_reset
-                )
+                pool = asyncpg.create_pool(**_arguments(url), min_size=0, max_size=self._size, reset=_nothing_to_reset)
                 self._pool = await pool
         return self._pool
 

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from logging import Logger
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import attrs
@@ -98,27 +98,23 @@ class NodeDataStore(PostgresDataStore):
     async def give_back(self) -> None:
         """Put claimed jobs that have not started back into the queue, for another node to run.
 
+        Must be called when nothing runs any more: what is claimed then has not been started.
+
         :raises StoreUnavailable: if the database does not answer; their leases then end by themselves
         """
-        held = [job for _, _, job in self._hand]
+        ids = list(self._attempts)
         self._hand.clear()
-        if held:
-            ids = [job.id for job in held]
-            for each in ids:
-                self._attempts.pop(each, None)
+        self._attempts.clear()
+        if ids:
             hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
-            await self.fetch(
-                "give_back_jobs", self.identity, ids, *self._message([hint]), deadline=self._deadline()
-            )
+            await self.fetch("give_back_jobs", self.identity, ids, *self._message([hint]), deadline=self._deadline())
 
     async def _keep_leases(self) -> None:
         """Renew the leases of all claimed jobs, started or not; says nothing to the database while there are none."""
         while True:
             await asyncio.sleep(self.lease_duration.total_seconds() / 3)
             if ids := list(self._attempts):
-                kept = await self.fetch(
-                    "extend_jobs", self.identity, ids, self.lease_duration, deadline=None
-                )
+                kept = await self.fetch("extend_jobs", self.identity, ids, self.lease_duration, deadline=None)
                 self._forget_lost(set(ids) - {row["id"] for row in kept})
 
     def _forget_lost(self, lost: set[UUID]) -> None:
@@ -151,9 +147,7 @@ class NodeDataStore(PostgresDataStore):
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
-    async def acquire_schedules(
-        self, scheduler_id: str, lease_duration: timedelta, limit: int
-    ) -> list[Schedule]:
+    async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
         """Claim due schedules, more at once than the loop asks for."""
         self._schedules_wake.clear()
         self._wakes_at = None  # not waiting: whatever is added from now on may be missed by this claim
@@ -203,7 +197,7 @@ class NodeDataStore(PostgresDataStore):
             executor=schedule.job_executor,
             jitter=fire.run_time - fire.fire_time,
             # The scheduler compares the deadline with the host's clock.
-            start_deadline=None if deadline is None else deadline + self.clock_offset,
+            start_deadline=cast("datetime", None if deadline is None else deadline + self.clock_offset),
             result_expiration_time=schedule.job_result_expiration_time,
             metadata=schedule.metadata,
             acquired_by=self.identity,
@@ -252,9 +246,7 @@ class NodeDataStore(PostgresDataStore):
         host_due = (due + self.clock_offset).timestamp()
         heapq.heappush(self._hand, (host_due, next(self._order), job))
 
-    async def acquire_jobs(
-        self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None
-    ) -> list[Job]:
+    async def acquire_jobs(self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None) -> list[Job]:
         """Return jobs whose time has come, and wait until there are some."""
         most = self.capacity if limit is None else limit
         while True:
@@ -325,9 +317,7 @@ class NodeDataStore(PostgresDataStore):
         if isinstance(self._event_broker, PostgresEventBroker):
             self._event_broker.nudge_workers()
 
-    async def extend_acquired_job_leases(
-        self, scheduler_id: str, job_ids: set[UUID], duration: timedelta
-    ) -> None:
+    async def extend_acquired_job_leases(self, scheduler_id: str, job_ids: set[UUID], duration: timedelta) -> None:
         """Do nothing: the node's heartbeat renews all its claims, started or not."""
 
     async def release_job(self, scheduler_id: str, job: Job, result: JobResult) -> None:
@@ -338,7 +328,7 @@ class NodeDataStore(PostgresDataStore):
             self._queue_is_due = True  # a place of a limited task is free
         self._jobs_wake.set()
 
-    async def _finish(self, finish: Finish) -> None:
+    async def _finish(self, finish: Finish, *, deadline: float | None = None) -> None:
         """End an attempt; one that was cut short because the node stops goes back into the queue, at once.
 
         A node that stops does not wait for a database that is away: the lease ends by itself, and the job is run
@@ -347,8 +337,9 @@ class NodeDataStore(PostgresDataStore):
         if finish.result.outcome is JobOutcome.cancelled and finish.options.on_crash is OnCrash.retry:
             finish.retry_after = timedelta(0)
         try:
-            await super()._finish(finish, deadline=self._deadline() if self.stopping else None)
+            await super()._finish(finish, deadline=self._deadline() if self.stopping else deadline)
         except (StoreUnavailable, TimeoutError) as exc:
+            self._attempts.pop(finish.job.id, None)
             self._logger.warning("The end of job %s was not recorded: %s", finish.job.id, exc)
 
     async def reap_abandoned_jobs(self, scheduler_id: str) -> None:

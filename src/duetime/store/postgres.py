@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from logging import Logger, getLogger
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -78,7 +78,7 @@ from .connections import Connections, DirectConnections, EngineConnections, is_t
 from .planning import STEPS_ON_THE_LOOP, Plan, PlannedTrigger, TooFarBehind, plan
 from .schema import migrate
 from .statements import Statements
-from .transactions import Transaction, current_transaction
+from .transactions import current_transaction
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ def error_text(exception: BaseException) -> str:
 def check_schedule_id(schedule_id: str) -> str:
     """Return the id if it can be stored.
 
-    :raises InvalidScheduleId: if it is empty, longer than 500 characters, or has control characters or lone surrogates
+    :raises InvalidScheduleId: if it is empty, longer than 500 characters, or not printable
     """
     if not 1 <= len(schedule_id) <= MAX_ID_LENGTH:
         raise InvalidScheduleId(
@@ -140,8 +140,7 @@ def check_schedule_id(schedule_id: str) -> str:
         )
     if not schedule_id.isprintable():
         raise InvalidScheduleId(
-            f"expected a schedule id of printable characters, got {ascii(schedule_id[:100])}. Leave it out to get a "
-            f"new one."
+            f"expected a schedule id of printable characters, got {schedule_id[:100]!a}. Leave it out to get a new one."
         )
     return schedule_id
 
@@ -218,9 +217,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Return when a user's call that begins now has to end, in loop time."""
         return asyncio.get_running_loop().time() + self.call_timeout.total_seconds()
 
-    async def _attempt(
-        self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, deadline: float | None
-    ) -> T:
+    async def _attempt(self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, deadline: float | None) -> T:
         """Run ``work`` on a connection, again after transient failures, until it succeeds.
 
         :param deadline: loop time at which to give up; None: never
@@ -497,9 +494,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             remaining = later
 
             events = [
-                ScheduleAdded(
-                    schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=schedule.next_fire_time
-                )
+                ScheduleAdded(schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=schedule.next_fire_time)
                 for _, (schedule, *_rest) in batch
                 if schedule.next_fire_time is not None and not schedule.paused
             ]
@@ -549,9 +544,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 await self._emit([ScheduleDeserializationFailed(schedule_id=row["id"], exception=exc)])
         return schedules
 
-    async def acquire_schedules(
-        self, scheduler_id: str, lease_duration: timedelta, limit: int
-    ) -> list[Schedule]:
+    async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
         """Claim due schedules, decide what becomes of their fires, and return them with the decision made.
 
         A schedule that cannot be read is set aside as broken.
@@ -598,9 +591,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             if hold is None or not hold.fired:
                 trigger = result.trigger
                 stored = None if isinstance(trigger, PlannedTrigger) else self.serializer.serialize(trigger)
-                updates.append(
-                    (result.schedule_id, None, stored, result.last_fire_time, result.next_fire_time, None)
-                )
+                updates.append((result.schedule_id, None, stored, result.last_fire_time, result.next_fire_time, None))
                 continue
             made = hold.plan
             plans.append(made)
@@ -682,14 +673,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
             await self._emit(
                 JobAdded(job_id=fire.job_id, task_id=schedule.task_id, schedule_id=schedule.id)
                 for fire in made.fires
-                if fire.job_id in queued
+                if fire.job_id is not None and fire.job_id in queued
             )
             await self._emit(
-                [
-                    ScheduleUpdated(
-                        schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=made.next_fire_time
-                    )
-                ]
+                [ScheduleUpdated(schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=made.next_fire_time)]
             )
 
     async def get_next_schedule_run_time(self) -> datetime | None:
@@ -729,9 +716,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 raise ScheduleNotFound(schedule_id)
             schedule = rows.schedule_from(found[0], self.serializer)
             next_fire_time = await asyncio.to_thread(_first_from, schedule, resume_from)
-            event = ScheduleUpdated(
-                schedule_id=schedule_id, task_id=schedule.task_id, next_fire_time=next_fire_time
-            )
+            event = ScheduleUpdated(schedule_id=schedule_id, task_id=schedule.task_id, next_fire_time=next_fire_time)
             changed = await self._fetch_for_user(
                 "resume_schedule",
                 schedule_id,
@@ -752,9 +737,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         job_id = uuid4()
         event = JobAdded(job_id=job_id, task_id="", schedule_id=schedule_id)
-        made = await self._fetch_for_user(
-            "run_schedule", schedule_id, job_id, "request", *self._message([event])
-        )
+        made = await self._fetch_for_user("run_schedule", schedule_id, job_id, "request", *self._message([event]))
         if not made:
             raise ScheduleNotFound(schedule_id)
         event = attrs.evolve(event, task_id=made[0]["task_id"])
@@ -803,9 +786,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 unreadable.append((row, exc))
         return readable, unreadable
 
-    async def acquire_jobs(
-        self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None
-    ) -> list[Job]:
+    async def acquire_jobs(self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None) -> list[Job]:
         """Claim due jobs, oldest first, within the limits of their tasks; first those of vanished nodes are reaped.
 
         A job whose arguments cannot be read ends with the outcome ``deserialization_failed``.
@@ -830,9 +811,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         await self._emit(JobAcquired.from_job(job, scheduler_id=scheduler_id) for job in jobs)
         return jobs
 
-    async def extend_acquired_job_leases(
-        self, scheduler_id: str, job_ids: set[UUID], duration: timedelta
-    ) -> None:
+    async def extend_acquired_job_leases(self, scheduler_id: str, job_ids: set[UUID], duration: timedelta) -> None:
         """Extend the leases of those of the jobs that are still this scheduler's."""
         if job_ids:
             await self.fetch("extend_jobs", scheduler_id, list(job_ids), duration, deadline=None)
@@ -876,9 +855,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 if finish.job.result_expiration_time > timedelta(0) and finish.retry_after is None
             ]
             arrays = rows.columns([self._finish_values(finish) for finish in group], 12)
-            await self.fetch(
-                "finish_jobs", scheduler_id, *arrays, *self._message(awaited), deadline=deadline
-            )
+            await self.fetch("finish_jobs", scheduler_id, *arrays, *self._message(awaited), deadline=deadline)
         return [None] * len(finishes)
 
     def _finish_values(self, finish: Finish) -> tuple[Any, ...]:
@@ -924,6 +901,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """End attempts of vanished nodes; with a scheduler's id, all that are claimed under it."""
         lost = await self.fetch("reap_jobs", scheduler_id, default, deadline=None)
         for row in lost:
+            event: Event
             if row["ends"]:
                 event = JobReleased(
                     job_id=row["id"],
@@ -931,7 +909,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                     task_id=row["task_id"],
                     schedule_id=row["schedule_id"],
                     scheduled_start=row["scheduled_fire_time"],
-                    started_at=None,
+                    started_at=cast("datetime", None),
                     outcome=JobOutcome.abandoned,
                 )
             else:
@@ -955,8 +933,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 pass
             while finished := await self.fetch("purge_finished_schedules", deadline=self._deadline()):
                 await self._emit(
-                    ScheduleRemoved(schedule_id=row["id"], task_id=row["task_id"], finished=True)
-                    for row in finished
+                    ScheduleRemoved(schedule_id=row["id"], task_id=row["task_id"], finished=True) for row in finished
                 )
         except StoreUnavailable as exc:
             self._logger.warning("The clean-up has to wait: %s", exc)
@@ -978,8 +955,8 @@ def _job_released(scheduler_id: str, job: Job, result: JobResult) -> JobReleased
         scheduler_id=scheduler_id,
         task_id=job.task_id,
         schedule_id=job.schedule_id,
-        scheduled_start=job.scheduled_fire_time,
-        started_at=result.started_at,
+        scheduled_start=cast("datetime", job.scheduled_fire_time),
+        started_at=cast("datetime", result.started_at),
         outcome=result.outcome,
         exception_type=None if error is None else type(error).__qualname__,
         exception_message=None if error is None else error_text(error),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-import attrs
 from apscheduler import Job, JobResult, Schedule, Task
 from apscheduler.abc import Serializer
 
@@ -67,7 +66,7 @@ def job_from(row: Row, serializer: Serializer, *, clock_offset: timedelta = time
         scheduled_fire_time=row["scheduled_fire_time"],
         executor=row["executor"],
         jitter=row["jitter"],
-        start_deadline=None if deadline is None else deadline + clock_offset,
+        start_deadline=cast("datetime", None if deadline is None else deadline + clock_offset),
         result_expiration_time=row["result_expiration_time"],
         metadata=json.loads(row["metadata"]),
         created_at=row["created_at"],
@@ -130,5 +129,3 @@ def job_values(job: Job, serializer: Serializer) -> tuple[Any, ...]:
 def columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
     """Turn rows into the column arrays that ``unnest`` takes."""
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
-
-

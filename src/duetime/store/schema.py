@@ -19,10 +19,11 @@ TABLES = ("tasks", "schedules", "jobs", "fires", "runs", "job_results")
 @cache
 def migrations() -> tuple[tuple[int, str], ...]:
     """Return every migration as (version, SQL with ``{schema}`` in it), in the order of their versions."""
-    found = []
-    for file in files(__package__).joinpath("migrations").iterdir():
-        if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
-            found.append((int(match[1]), file.read_text(encoding="utf-8")))
+    found = (
+        (int(match[1]), file.read_text(encoding="utf-8"))
+        for file in files(__package__).joinpath("migrations").iterdir()
+        if (match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name))
+    )
     return tuple(sorted(found))
 
 
@@ -41,7 +42,7 @@ def quoted(schema: str) -> str:
 async def version(connection: asyncpg.Connection, schema: str) -> int:
     """Return the version of the stored schema: 0 when there is none."""
     try:
-        found = await connection.fetchval(f"select max(version) from {quoted(schema)}.schema_version")  # noqa: S608
+        found = await connection.fetchval(f"select max(version) from {quoted(schema)}.schema_version")
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return 0
     return int(found or 0)
@@ -82,6 +83,6 @@ async def migrate(connection: asyncpg.Connection, schema: str, *, from_scratch: 
             if number > stored:
                 await connection.execute(sql.replace("{schema}", name))
                 await connection.execute(
-                    f"insert into {name}.schema_version (version) values ($1)",  # noqa: S608
+                    f"insert into {name}.schema_version (version) values ($1)",
                     number,
                 )
