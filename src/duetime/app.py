@@ -50,7 +50,7 @@ class Duetime:
         url = self.settings.database
         self._local = LocalDatabase(self.settings.data_dir) if url is None else None
         self._connections = DirectConnections(self._database_url, size=self.settings.pool_size)
-        self._broker = PostgresEventBroker("", channel=self.settings.schema_name, connect=self._connect)
+        self._broker = PostgresEventBroker("", channel=self.settings.schema_name, connect=self.connect)
         self._scheduler = build_scheduler(self.settings, self._connections, self._broker, registry)
         self._supervisor = Supervisor(self._scheduler)
         self._service = Service(self._scheduler, self._scheduler.store, registry, self._problem)
@@ -64,7 +64,16 @@ class Duetime:
         assert self.settings.database is not None  # noqa: S101 - else there is a local one
         return self.settings.database
 
-    async def _connect(self) -> object:
+    async def connect(self) -> Any:
+        """Open a connection to the database that Duetime stores in, for the caller to use and to close.
+
+        So an application keeps its own tables in the same database, the embedded one too, which is started if need
+        be: ``create_async_engine("postgresql+asyncpg://", async_creator=duetime.connect)``. It goes to the database's
+        direct endpoint: past Neon's pooler.
+
+        :returns: an ``asyncpg.Connection``
+        :raises LocalDatabaseFailed: if the embedded PostgreSQL cannot be started
+        """
         return await connect(await self._database_url())
 
     def _problem(self) -> str | None:

@@ -151,8 +151,13 @@ class Service:
     async def resume(self, schedule_id: str) -> records.Schedule:
         """Let a schedule fire again, from its next fire time on; what fell due while it was paused is passed over.
 
+        An active schedule stays as it is.
+
         :raises ScheduleNotFound: if it is not stored
         """
+        schedule = await self.get(schedule_id)
+        if schedule.state is records.ScheduleState.active:
+            return schedule  # to resume it would pass over a fire that is due just now
         await self._scheduler.unpause_schedule(schedule_id, resume_from="now")
         return await self.get(schedule_id)
 
@@ -161,9 +166,9 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        schedule = await self.get(schedule_id)
         job_id = await self._store.run_schedule(schedule_id)
-        return self._new_job(job_id, schedule.task, schedule_id)
+        [fire] = await self._reads.fires(limit=1, schedule_id=schedule_id, job_id=job_id)
+        return _new_job(job_id, fire["task"], fire["fire_time"], schedule_id)
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -176,20 +181,7 @@ class Service:
         task = self._registry.find(new.task)
         args, kwargs = task.bind(new.args, new.kwargs)
         job_id = await self._scheduler.add_job(task.func, args=storable(args), kwargs=storable(kwargs))
-        return self._new_job(job_id, task.name, None)
-
-    def _new_job(self, job_id: UUID, task: str, schedule_id: str | None) -> records.Job:
-        now = self._now()
-        return records.Job(
-            id=job_id,
-            task=task,
-            schedule_id=schedule_id,
-            fire_time=now if schedule_id else None,
-            state=records.JobState.queued,
-            attempt=0,
-            run_at=now,
-            created_at=now,
-        )
+        return _new_job(job_id, task.name, self._now())
 
     async def jobs(self, query: PageRequest) -> records.Page[records.Job]:
         """Return a page of the queued and running jobs, by the time they are due.
@@ -343,6 +335,19 @@ def _common(row: Mapping[str, Any]) -> dict[str, Any]:
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
     }
+
+
+def _new_job(job_id: UUID, task: str, at: datetime, schedule_id: str | None = None) -> records.Job:
+    return records.Job(
+        id=job_id,
+        task=task,
+        schedule_id=schedule_id,
+        fire_time=at if schedule_id else None,
+        state=records.JobState.queued,
+        attempt=0,
+        run_at=at,
+        created_at=at,
+    )
 
 
 def _job(row: Mapping[str, Any]) -> records.Job:

@@ -89,28 +89,31 @@ def _jitter(schedule: Schedule, fire_time: datetime, following: datetime | None)
     return most * random.Random(seed).random()  # noqa: S311 - spreads load, hides nothing
 
 
-class _BrokenTrigger(Exception):
-    """The trigger raised, went backwards or yielded no datetime."""
+class BrokenTrigger(Exception):
+    """The trigger raised, went backwards, stood still or yielded no aware datetime."""
 
 
-def _times(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
-    """Yield the fire times after ``first``, ascending, then None for ever.
+def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
+    """Yield the trigger's fire times after ``first``, in UTC and ascending, then None for ever.
 
-    :raises _BrokenTrigger: when the trigger does anything else than that
+    In UTC, because Python compares and adds times of one zone by the clock on the wall, which repeats an hour.
+
+    :raises BrokenTrigger: when the trigger does anything else than that
     """
-    last = first
+    last = first.astimezone(UTC)
     while True:
         try:
-            following = trigger.next()
+            given = trigger.next()
+            following = given.astimezone(UTC) if isinstance(given, datetime) and given.tzinfo is not None else None
         except Exception as exc:
-            raise _BrokenTrigger(f"its trigger raised {type(exc).__name__}: {exc}") from exc
-        if following is None:
+            raise BrokenTrigger(f"its trigger raised {type(exc).__name__}: {exc}") from exc
+        if given is None:
             yield None
             continue
-        if not isinstance(following, datetime) or following.tzinfo is None:
-            raise _BrokenTrigger(f"its trigger yielded {following!r} instead of an aware datetime")
+        if following is None:
+            raise BrokenTrigger(f"its trigger yielded {given!r} instead of an aware datetime")
         if following <= last:
-            raise _BrokenTrigger(f"its trigger yielded {following.isoformat()} after {last.isoformat()}")
+            raise BrokenTrigger(f"its trigger yielded {following.isoformat()} after {last.isoformat()}")
         last = following
         yield following
 
@@ -133,9 +136,10 @@ def plan(schedule: Schedule, revision: UUID, now: datetime, *, max_steps: int | 
     if first is None:  # nothing is due; only a caller outside the loop can hold such a schedule
         return result
 
+    first = first.astimezone(UTC)
     due = [first]
     passed = 0  # coalesced fires too many for a ledger row each
-    times = _times(schedule.trigger, first)
+    times = times_after(schedule.trigger, first)
     following: datetime | None = None
     try:
         for step in range(MAX_STEPS):
@@ -153,7 +157,7 @@ def plan(schedule: Schedule, revision: UUID, now: datetime, *, max_steps: int | 
                 passed += 1
         else:
             following = due.pop()
-    except _BrokenTrigger as exc:
+    except BrokenTrigger as exc:
         result.broken_reason = str(exc)
         following = None
 

@@ -112,8 +112,12 @@ class Reads:
         before: tuple[datetime, str] | None = None,
         schedule_id: str | None = None,
         state: str | None = None,
+        job_id: UUID | None = None,
     ) -> Sequence[Row]:
-        """What became of the latest fires, newest first? Index: the primary key, or fires_recent."""
+        """What became of the latest fires, newest first? Index: the primary key, or fires_recent.
+
+        A job's fire is looked for within its schedule: give both ids.
+        """
         fire_time, before_id = before or (None, None)
         return await self._rows(
             """
@@ -123,6 +127,7 @@ class Reads:
             where ($2::timestamptz is null or (fire_time, schedule_id) < ($2, $3::text))
               and ($4::text is null or schedule_id = $4)
               and ($5::text is null or state = $5)
+              and ($6::uuid is null or job_id = $6)
             order by fire_time desc, schedule_id desc
             limit $1
             """,
@@ -131,6 +136,7 @@ class Reads:
             before_id,
             schedule_id,
             state,
+            job_id,
         )
 
     async def runs(
