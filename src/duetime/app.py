@@ -52,7 +52,7 @@ class Duetime:
         self._connections = DirectConnections(self._database_url, size=self.settings.pool_size)
         self._broker = PostgresEventBroker("", channel=self.settings.schema_name, connect=self.connect)
         self._scheduler = build_scheduler(self.settings, self._connections, self._broker, registry)
-        self._supervisor = Supervisor(self._scheduler)
+        self._supervisor = Supervisor(self._scheduler, drain_timeout=self.settings.drain_timeout)
         self._service = Service(self._scheduler, self._scheduler.store, registry, self._problem)
         self._lifespan = lifespan(self)
         self._stack: AsyncExitStack | None = None

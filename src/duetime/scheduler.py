@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any, Literal, Self
 from uuid import uuid4
@@ -139,7 +139,7 @@ class DuetimeScheduler(AsyncScheduler):
             (the stock default): make up for it, as the schedule's coalesce policy says
         :raises ScheduleNotFound: if it is not stored
         """
-        start = datetime.now(UTC) - self.store.clock_offset if resume_from == "now" else resume_from
+        start = datetime.now(UTC) - self.store.database.clock.host_offset if resume_from == "now" else resume_from
         await self.store.resume_schedule(id, resume_from=start)
 
     def forget_running_jobs(self) -> None:
@@ -165,6 +165,7 @@ def build_scheduler(
         max_arguments_bytes=settings.max_arguments_bytes,
         identity=identity,
         works=settings.role != "scheduler",
+        look_ahead=settings.look_ahead,
         poll_interval=settings.poll_interval,
         lease_duration=settings.lease_duration,
         capacity=settings.max_concurrent_jobs,
@@ -190,12 +191,17 @@ def build_scheduler(
 class Supervisor:
     """Keeps a scheduler running for as long as the block lasts: a crash is logged and followed by a new start.
 
+    At the end of the block nothing new is started, running jobs get the drain time to end, and what has not ended by
+    then is cancelled and goes back into the queue.
+
+    :param drain_timeout: how long running jobs may go on at the end
     :ivar crashes: how often the scheduler has ended by itself
     :ivar last_crash: why it last did
     """
 
-    def __init__(self, scheduler: DuetimeScheduler) -> None:
+    def __init__(self, scheduler: DuetimeScheduler, *, drain_timeout: timedelta) -> None:
         self.scheduler = scheduler
+        self._drain_timeout = drain_timeout.total_seconds()
         self.crashes = 0
         self.last_crash: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
@@ -209,6 +215,9 @@ class Supervisor:
         if task is None:
             return
         if self.scheduler.state is RunState.started:
+            await self.scheduler.store.stop_claiming()
+            if not await self.scheduler.store.wait_until_idle(self._drain_timeout):
+                logger.warning("Jobs were still running after %g s: they are cancelled", self._drain_timeout)
             await self.scheduler.stop()
         else:  # still connecting, or between two starts
             self.scheduler.store.stopping = True

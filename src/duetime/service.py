@@ -16,7 +16,7 @@ from . import records
 from .commands import FireQuery, NewJob, NewSchedule, PageRequest, RunQuery, ScheduleOptions, ScheduleQuery
 from .errors import DuetimeError, InvalidRequest, RunNotFound, ScheduleNotFound
 from .store import PostgresDataStore
-from .store.postgres import check_schedule_id
+from .store.adding import check_schedule_id
 from .store.reads import MAX_LIMIT, Reads, decode_cursor, encode_cursor
 from .store.rows import ENGINE, TAGS, schedule_from
 from .tasks import METADATA_PREFIX, TaskOptions, TaskRegistry, storable
@@ -250,7 +250,7 @@ class Service:
             async with asyncio.timeout(PING_TIMEOUT):
                 await self._reads.ping()
         except (DuetimeError, TimeoutError) as exc:
-            cause = self._store.outage or exc
+            cause = self._store.database.outage or exc
             database, reason = "unreachable", f"the database does not answer ({type(cause).__name__}: {cause})"
         state = self._scheduler.state
         if reason is None and state is not RunState.started:
@@ -267,7 +267,7 @@ class Service:
 
     def _now(self) -> datetime:
         """Return the database's time, as far as it is known."""
-        return datetime.now(UTC) - self._store.clock_offset
+        return datetime.now(UTC) - self._store.database.clock.host_offset
 
     def _task_name(self, name: str | None) -> str | None:
         return None if name is None else self._registry.find(name).name

@@ -1,19 +1,18 @@
-"""The store of one running node: it holds the jobs that are the node's, and decides when its loops wake.
+"""The store of one running node: it claims work ahead of its time, holds it, and decides when the loops wake.
 
-The stock loops stay as they are. They call ``acquire_…``, which here answers from memory or waits, so that a loop
-comes round exactly when there is something to do: by a timer, a hint from another node, or the poll behind both
-(promise 5). The stock job loop waits for events only, without a poll, and asks for jobs after each job that ends
-(4.0.0a6, ``_schedulers/async_.py:1140-1180``).
+The stock loops stay as they are. They call ``acquire_…`` and ``get_next_schedule_run_time``, which here answer from
+memory or wait, so that a loop comes round exactly when there is something to do: by a timer, a hint from another node,
+or the poll behind both (promise 5). What that cures of 4.0.0a6 (``_schedulers/async_.py:945-1180``): the loops sleep by
+the host's clock; the job loop waits for events only, without a poll, and asks the database after each job that ends;
+each fire starts two round trips and more after its time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from logging import Logger
 from typing import Any, cast
 from uuid import UUID
@@ -27,6 +26,7 @@ from apscheduler import (
     JobResult,
     Schedule,
     ScheduleAdded,
+    ScheduleRemoved,
     ScheduleUpdated,
     Task,
 )
@@ -34,12 +34,17 @@ from apscheduler.abc import EventBroker
 
 from ..broker import PostgresEventBroker
 from ..errors import StoreUnavailable
-from ..tasks import AUTO_EXECUTOR, OnCrash
+from ..tasks import AUTO_EXECUTOR, METADATA_PREFIX, OnCrash, Overlap
 from . import rows
+from .adding import Put
+from .breathing import Breath
+from .database import Row
+from .finishing import Finish
+from .hand import Card, Hand
 from .planning import Plan, PlannedFire
-from .postgres import Finish, PostgresDataStore
+from .postgres import LARGEST_CLAIM, PostgresDataStore
 
-_LARGEST_CLAIM = 1000
+_OVERLAPPED = "the job of an earlier fire had not ended (overlap=skip)"
 
 
 @attrs.define(eq=False, repr=False)
@@ -48,6 +53,7 @@ class NodeDataStore(PostgresDataStore):
 
     :param identity: the scheduler's identity, unique per start of a process
     :param works: whether the node runs jobs; it then claims the jobs of its own fires as they are made
+    :param look_ahead: how long before its time work is claimed; it then starts by a timer, without a round trip
     :param poll_interval: how long a loop waits at most before it looks for work without having been woken
     :param lease_duration: how long a claim lasts that is not renewed; it is renewed every third of that
     :param capacity: jobs that the node runs or holds at once
@@ -55,23 +61,30 @@ class NodeDataStore(PostgresDataStore):
 
     identity: str = attrs.field(kw_only=True)
     works: bool = attrs.field(kw_only=True, default=True)
+    look_ahead: timedelta = attrs.field(kw_only=True, default=timedelta(seconds=1))
     poll_interval: timedelta = attrs.field(kw_only=True, default=timedelta(seconds=30))
     lease_duration: timedelta = attrs.field(kw_only=True, default=timedelta(seconds=30))
     capacity: int = attrs.field(kw_only=True, default=1000)
 
     stopping: bool = attrs.field(init=False, default=False)
-    """Set while the node stops: jobs that it cancels then go back into the queue."""
-    # Claimed jobs that wait for their time, earliest first: (host time, tie-breaker, job).
-    _hand: list[tuple[float, int, Job]] = attrs.field(init=False, factory=list)
-    _order: count[int] = attrs.field(init=False, factory=count)
+    """Set while the node stops: it claims and starts nothing any more."""
+    _hand: Hand = attrs.field(init=False, factory=Hand)
+    # Jobs of each schedule that this node has handed to the loop and that have not ended.
+    _going: dict[str, set[UUID]] = attrs.field(init=False, factory=dict)
+    # Schedules that had a job go back into the queue: another node may run it while the next fire starts here.
+    _elsewhere: set[str] = attrs.field(init=False, factory=set)
+    _background: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
     _schedules_wake: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _jobs_wake: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    _next_due: datetime | None = attrs.field(init=False, default=None)
+    _ended: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    # When the next schedule is due that this node does not hold (database time), if that is known.
+    _next_due: float | None = attrs.field(init=False, default=None)
     _next_due_known: bool = attrs.field(init=False, default=False)
-    _wakes_at: datetime | None = attrs.field(init=False, default=None)
+    # Until when the schedule loop waits; None while it is at work.
+    _wakes_at: float | None = attrs.field(init=False, default=None)
     _queue_is_due: bool = attrs.field(init=False, default=True)
     _queue_due_at: float = attrs.field(init=False, default=0.0)
-    _lease_ends_at: float | None = attrs.field(init=False, default=None)
+    _lease_ends_at: float | None = attrs.field(init=False, default=0.0)
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
@@ -79,53 +92,80 @@ class NodeDataStore(PostgresDataStore):
         """Open the store, waiting for the database as long as it takes, and keep this node's claims alive."""
         self.stopping = False
         self._queue_is_due = True
+        self._lease_ends_at = 0.0
         self._next_due_known = False
         await super().start(exit_stack, event_broker, logger)
         heartbeat = asyncio.create_task(self._keep_leases(), name="duetime heartbeat")
         exit_stack.push_async_callback(self._stop, heartbeat)
 
     async def _open(self) -> None:
-        await self._attempt(lambda connection: asyncio.sleep(0), deadline=None)
+        await self.database.open(deadline=None)
 
     async def _stop(self, heartbeat: asyncio.Task[None]) -> None:
-        heartbeat.cancel()
-        await asyncio.wait([heartbeat])
-        try:
-            await self.give_back()
-        except StoreUnavailable as exc:
-            self._logger.warning("Claimed jobs stay claimed until their leases end: %s", exc)
+        self.stopping = True
+        for task in (heartbeat, *self._background):
+            task.cancel()
+        await asyncio.wait([heartbeat, *self._background])
+        await self.give_back(self._attempts)
+        self._going.clear()
+        self._elsewhere.clear()
 
-    async def give_back(self) -> None:
+    async def stop_claiming(self) -> None:
+        """Claim and start nothing from now on, and put what has not started back into the queue."""
+        self.stopping = True
+        started = {job_id for jobs in self._going.values() for job_id in jobs}
+        await self.give_back({card.job.id for card in self._hand} - started)
+
+    async def wait_until_idle(self, timeout: float) -> bool:
+        """Wait until no job is going, and return whether that came to pass.
+
+        :param timeout: seconds
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while self._attempts:
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def give_back(self, jobs: Collection[UUID]) -> None:
         """Put claimed jobs that have not started back into the queue, for another node to run.
 
-        Must be called when nothing runs any more: what is claimed then has not been started.
-
-        :raises StoreUnavailable: if the database does not answer; their leases then end by themselves
+        When the database does not answer, their leases end by themselves.
         """
-        ids = list(self._attempts)
-        self._hand.clear()
-        self._attempts.clear()
+        ids = list(jobs)
+        self._hand.set_aside(jobs=set(ids))
+        for each in ids:
+            self._attempts.pop(each, None)
         if ids:
             hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
-            await self.fetch("give_back_jobs", self.identity, ids, *self._message([hint]), deadline=self._deadline())
+            try:
+                await self._user_fetch("give_back_jobs", self.identity, ids, *self._message([hint]))
+            except StoreUnavailable as exc:
+                self._logger.warning("%d claimed jobs stay claimed until their leases end: %s", len(ids), exc)
 
     async def _keep_leases(self) -> None:
         """Renew the leases of all claimed jobs, started or not; says nothing to the database while there are none."""
         while True:
             await asyncio.sleep(self.lease_duration.total_seconds() / 3)
             if ids := list(self._attempts):
-                kept = await self.fetch("extend_jobs", self.identity, ids, self.lease_duration, deadline=None)
-                self._forget_lost(set(ids) - {row["id"] for row in kept})
+                kept = await self._loop_fetch("extend_jobs", self.identity, ids, self.lease_duration)
+                self._forget(set(ids) - {row["id"] for row in kept})
 
-    def _forget_lost(self, lost: set[UUID]) -> None:
-        """Drop claimed jobs that another node has taken over, if they have not started here."""
-        gone = {job.id for _, _, job in self._hand if job.id in lost}
+    def _forget(self, lost: set[UUID]) -> None:
+        """Drop claimed jobs that are no longer this node's, if they have not started here."""
+        gone = self._hand.set_aside(jobs=lost)
+        for card in gone:
+            self._attempts.pop(card.job.id, None)
         if gone:
-            self._hand = [entry for entry in self._hand if entry[2].id not in gone]
-            heapq.heapify(self._hand)
-            for each in gone:
-                self._attempts.pop(each, None)
             self._logger.warning("Lost the leases of %d jobs that had not started", len(gone))
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     # -- hints --------------------------------------------------------------------------------------------------------
 
@@ -136,26 +176,59 @@ class NodeDataStore(PostgresDataStore):
             self._queue_is_due = True
             self._schedules_wake.set()
             self._jobs_wake.set()
+            if len(self._hand):
+                self._in_background(self._check_held({card.job.id for card in self._hand}))
         elif isinstance(event, ScheduleAdded | ScheduleUpdated):
             due = event.next_fire_time
-            if due is not None and (self._wakes_at is None or due < self._wakes_at):
+            if due is not None and (self._wakes_at is None or due.timestamp() - self._margin < self._wakes_at):
                 self._next_due_known = False
                 self._schedules_wake.set()
+            self._doubt(event.schedule_id)
+        elif isinstance(event, ScheduleRemoved):
+            self._doubt(event.schedule_id)
         elif isinstance(event, JobAdded):
             self._queue_is_due = True
             self._jobs_wake.set()
 
+    def _doubt(self, schedule_id: str) -> None:
+        """Look up whether held jobs of a schedule that somebody has changed are still there."""
+        if held := {card.job.id for card in self._hand if card.job.schedule_id == schedule_id}:
+            self._in_background(self._check_held(held))
+
+    async def _check_held(self, jobs: set[UUID]) -> None:
+        cards = self._hand.set_aside(jobs=jobs)
+        try:
+            found = await self._loop_fetch("held_jobs", self.identity, list(jobs))
+        except BaseException:
+            self._hand.put_back(cards)
+            raise
+        kept = {row["id"] for row in found}
+        self._hand.put_back([card for card in cards if card.job.id in kept])
+        for each in jobs - kept:
+            self._attempts.pop(each, None)
+        self._jobs_wake.set()
+
     # -- schedules ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _margin(self) -> float:
+        """How long before a schedule is due the loop claims it: with half the look-ahead, claims come in groups."""
+        return self.look_ahead.total_seconds() / 2
+
+    def _look_ahead(self) -> timedelta:
+        return self.look_ahead
+
     async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
-        """Claim due schedules, more at once than the loop asks for."""
+        """Claim schedules that are due or soon will be, more at once than the loop asks for."""
         self._schedules_wake.clear()
         self._wakes_at = None  # not waiting: whatever is added from now on may be missed by this claim
         self._next_due_known = False
-        return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, _LARGEST_CLAIM))
+        if self.stopping:
+            return []
+        return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, LARGEST_CLAIM))
 
     def _claims(self, schedule: Schedule) -> bool:
-        if not self.works or self.stopping or len(self._attempts) >= self.capacity:
+        if not self.works or self.stopping or len(self._attempts) >= 2 * self.capacity:
             return False
         task = self._tasks.get(schedule.task_id)
         # The jobs of a limited task go through the claim that counts them.
@@ -164,31 +237,38 @@ class NodeDataStore(PostgresDataStore):
     def _job_lease(self) -> timedelta:
         return self.lease_duration
 
-    async def _released(self, scheduler_id: str, plans: Sequence[Plan], row: Mapping[str, Any]) -> None:
-        self._learn_clock(row["now"])
-        self._next_due = self._earliest(
-            row["next_due"],
-            row["next_expiry"],
-            *(made.next_fire_time for made in plans if made.broken_reason is None),
-        )
+    async def _released(self, scheduler_id: str, plans: Sequence[Plan], row: Row) -> None:
+        due = [row["next_due"], row["next_expiry"]]
+        due.extend(made.next_fire_time for made in plans if made.broken_reason is None)
+        self._next_due = min((time.timestamp() for time in due if time is not None), default=None)
         self._next_due_known = True
-        claimed = set(row["claimed"])
+        claimed, contested = set(row["claimed"]), set(row["contested"])
+        host_offset = self.database.clock.host_offset
+        breath = Breath()
         for made in plans:
             for fire in made.fires:
                 if fire.job_id in claimed:
-                    self._take(self._born(made.schedule, fire, row["leased_until"]))
+                    job = self._born(made.schedule, fire, row["leased_until"], host_offset)
+                    self._attempts[job.id] = 1
+                    self._hand.take(
+                        job,
+                        fire.run_time.timestamp(),
+                        decides_overlap=fire.is_ahead and _skips(job.metadata),
+                        contested=job.id in contested,
+                    )
+            await breath.taken()
+        if self.stopping:
+            await self.give_back(claimed)
         if row["queued"]:
             self._queue_is_due = True
         self._jobs_wake.set()
         await super()._released(scheduler_id, plans, row)
 
-    def _born(self, schedule: Schedule, fire: PlannedFire, leased_until: datetime) -> Job:
+    def _born(self, schedule: Schedule, fire: PlannedFire, leased_until: datetime, host_offset: timedelta) -> Job:
         """Return the job of a fire as the release has written it, claimed by this node."""
-        assert fire.job_id is not None  # noqa: S101 - only fires with a job are claimed
         deadline = fire.start_deadline
-        self._attempts[fire.job_id] = 1
         return Job(
-            id=fire.job_id,
+            id=cast("UUID", fire.job_id),
             task_id=schedule.task_id,
             args=schedule.args,
             kwargs=schedule.kwargs,
@@ -197,7 +277,7 @@ class NodeDataStore(PostgresDataStore):
             executor=schedule.job_executor,
             jitter=fire.run_time - fire.fire_time,
             # The scheduler compares the deadline with the host's clock.
-            start_deadline=cast("datetime", None if deadline is None else deadline + self.clock_offset),
+            start_deadline=cast("datetime", None if deadline is None else deadline + host_offset),
             result_expiration_time=schedule.job_result_expiration_time,
             metadata=schedule.metadata,
             acquired_by=self.identity,
@@ -209,28 +289,17 @@ class NodeDataStore(PostgresDataStore):
 
         The loop itself would sleep by the host's clock, and wake only for events.
         """
-        if not self._next_due_known:
-            self._next_due = await super().get_next_schedule_run_time()
+        if not self._next_due_known and not self.stopping:
+            next_due = await super().get_next_schedule_run_time()
+            self._next_due = None if next_due is None else next_due.timestamp()
         self._next_due_known = False
-        now = self._database_time()
+        now = self.database.clock.timestamp()
         wait = self.poll_interval.total_seconds()
-        if self._next_due is not None:
-            wait = min(wait, (self._next_due - now).total_seconds())
-        self._wakes_at = now + timedelta(seconds=wait)
-        if wait > 0:
-            try:
-                async with asyncio.timeout(wait):
-                    await self._schedules_wake.wait()
-            except TimeoutError:
-                pass
+        if self._next_due is not None and not self.stopping:
+            wait = min(wait, self._next_due - self._margin - now)
+        self._wakes_at = now + wait
+        await _wait(self._schedules_wake, wait)
         return datetime.now(UTC)
-
-    def _database_time(self) -> datetime:
-        return datetime.now(UTC) - self.clock_offset
-
-    @staticmethod
-    def _earliest(*times: datetime | None) -> datetime | None:
-        return min((time for time in times if time is not None), default=None)
 
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
@@ -239,79 +308,139 @@ class NodeDataStore(PostgresDataStore):
         if self._holds:
             await super().extend_acquired_schedule_leases(scheduler_id, set(self._holds), duration)
 
-    # -- jobs ---------------------------------------------------------------------------------------------------------
+    # -- taking back --------------------------------------------------------------------------------------------------
 
-    def _take(self, job: Job) -> None:
-        due = job.scheduled_fire_time or job.created_at
-        host_due = (due + self.clock_offset).timestamp()
-        heapq.heappush(self._hand, (host_due, next(self._order), job))
+    async def _put(self, schedule: Schedule, put: Put) -> None:
+        self._take_back(put.taken_back)
+        await super()._put(schedule, put)
+
+    def _take_back(self, jobs: Iterable[UUID]) -> None:
+        """Forget held jobs that a change of their schedule has taken back."""
+        gone = set(jobs)
+        if gone:
+            self._hand.set_aside(jobs=gone)
+            for each in gone:
+                self._attempts.pop(each, None)
+
+    async def _change(self, name: str, schedule_ids: Sequence[str], *arguments: Any) -> Sequence[Row]:
+        """Run a statement that takes schedules' jobs back; none of them starts while it is under way (exactness)."""
+        aside = self._hand.set_aside(schedules=set(schedule_ids))
+        taken: set[UUID] = set()
+        try:
+            found = await super()._change(name, schedule_ids, *arguments)
+            taken = {job_id for row in found for job_id in row["taken_back"]}
+            return found
+        finally:
+            self._hand.put_back([card for card in aside if card.job.id not in taken])
+            self._take_back(taken)
+            self._jobs_wake.set()
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def acquire_jobs(self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None) -> list[Job]:
         """Return jobs whose time has come, and wait until there are some."""
-        most = self.capacity if limit is None else limit
+        most = min(self.capacity if limit is None else limit, LARGEST_CLAIM)
+        clock = self.database.clock
         while True:
             self._jobs_wake.clear()
-            if self._queue_is_due or self._now() >= self._queue_due_at:
-                await self._fill_hand(most)
-            if ready := self._ready(most):
-                # The loop comes back at once for what is due next, instead of waiting for one of these to end.
-                self._nudge()
-                return ready
+            if not self.stopping:
+                if jobs := self._start_due(most):
+                    # The loop comes back at once for what is due next, instead of waiting for one of these to end.
+                    self._nudge()
+                    return jobs
+                if self._queue_is_due or clock.timestamp() >= self._queue_due_at:
+                    await self._fill_hand(most)
+                    continue
             times = [self._queue_due_at]
-            if self._hand:
-                times.append(self._hand[0][0])
-            try:
-                async with asyncio.timeout(max(0.0, min(times) - self._now())):
-                    await self._jobs_wake.wait()
-            except TimeoutError:
-                pass
+            if self._hand.next_due is not None:
+                times.append(self._hand.next_due)
+            await _wait(self._jobs_wake, None if self.stopping else min(times) - clock.timestamp())
 
-    @staticmethod
-    def _now() -> float:
-        return datetime.now(UTC).timestamp()
+    def _start_due(self, most: int) -> list[Job]:
+        """Return the held jobs that start now; those that an earlier job of their schedule stands against do not."""
+        jobs: list[Job] = []
+        unsure: list[Card] = []
+        for card in self._hand.draw(self.database.clock.timestamp(), most):
+            job = card.job
+            schedule_id = job.schedule_id
+            if card.decides_overlap and schedule_id is not None:
+                if self._going.get(schedule_id):
+                    self._in_background(self._skip(job))
+                    continue
+                if card.contested or schedule_id in self._elsewhere:
+                    unsure.append(card)
+                    continue
+            if schedule_id is not None:
+                self._going.setdefault(schedule_id, set()).add(job.id)
+            jobs.append(job)
+        if unsure:
+            self._in_background(self._ask_overlap(unsure))
+        return jobs
+
+    async def _ask_overlap(self, cards: list[Card]) -> None:
+        """Ask the database whether other nodes have unfinished earlier jobs of these jobs' schedules."""
+        found = await self._loop_fetch("overlapped_jobs", [card.job.id for card in cards])
+        overlapped = {row["id"] for row in found}
+        for card in cards:
+            if card.job.id in overlapped:
+                self._in_background(self._skip(card.job))
+            else:
+                if card.job.schedule_id is not None:
+                    self._elsewhere.discard(card.job.schedule_id)
+                card.contested = False
+                self._hand.put_back([card])
+        self._jobs_wake.set()
+
+    async def _skip(self, job: Job) -> None:
+        """Record that a fire was skipped, because the job of an earlier one had not ended."""
+        finish = Finish.of(
+            self.identity, job, JobResult.from_job(job, JobOutcome.cancelled), self._attempts.get(job.id)
+        )
+        finish.skipped = _OVERLAPPED
+        await self._finishing.put(finish, deadline=None)
+        self._attempts.pop(job.id, None)
 
     async def _fill_hand(self, limit: int) -> None:
         """Claim queued jobs, and learn when the queue is to be looked at next."""
+        clock = self.database.clock
         self._queue_is_due = False
-        if self._lease_ends_at is None or self._now() >= self._lease_ends_at:
+        if self._lease_ends_at is not None and clock.timestamp() >= self._lease_ends_at:
             await self._reap(None, default="retry")
         room = min(limit, self.capacity - len(self._hand))
         if room > 0:
-            jobs = await self._claim_jobs(self.identity, self.lease_duration, room)
-            for job in jobs:
-                await self._known_task(job.task_id)
-                heapq.heappush(self._hand, (0.0, next(self._order), job))
-            if len(jobs) == room:
+            found = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
+            breath = Breath()
+            for job, row in found:
+                await self._know_task(job.task_id)
+                made_ahead = row["attempt"] == 1 and row["created_at"] < row["run_at"]
+                self._hand.take(
+                    job,
+                    row["run_at"].timestamp(),
+                    decides_overlap=made_ahead and _skips(job.metadata),
+                    contested=True,
+                )
+                await breath.taken()
+            if len(found) == room:
                 self._queue_is_due = True
                 return
-        [row] = await self.fetch("next_job", deadline=None)
-        self._learn_clock(row["now"])
-        poll_at = self._now() + self.poll_interval.total_seconds()
+        [row] = await self._loop_fetch("next_job")
+        now = clock.timestamp()
+        self._queue_due_at = now + self.poll_interval.total_seconds()
         expiry, due = row["next_expiry"], row["next_due"]
-        self._lease_ends_at = None if expiry is None else (expiry + self.clock_offset).timestamp()
-        self._queue_due_at = poll_at
+        self._lease_ends_at = None if expiry is None else expiry.timestamp()
         if self._lease_ends_at is not None:
-            self._queue_due_at = min(self._queue_due_at, max(self._lease_ends_at, self._now() + 0.05))
-        if due is not None:
-            # A job that is due and was not claimed waits for a place of its task: an event or the poll tells.
-            due_at = (due + self.clock_offset).timestamp()
-            if due_at > self._now():
-                self._queue_due_at = min(self._queue_due_at, due_at)
+            self._queue_due_at = min(self._queue_due_at, max(self._lease_ends_at, now + 0.05))
+        # A job that is due and was not claimed waits for a place of its task: an event or the poll tells.
+        if due is not None and (begin := due.timestamp() - self._margin) > now:
+            self._queue_due_at = min(self._queue_due_at, begin)
 
-    async def _known_task(self, task_id: str) -> None:
+    async def _know_task(self, task_id: str) -> None:
         """Have the task in memory before the loop asks for it: the loop cannot wait for a database that is away."""
         if task_id not in self._tasks:
-            found = await self.fetch("tasks", task_id, deadline=None)
+            found = await self._loop_fetch("tasks", task_id)
             # A job of a task that nobody has defined fails with a reason when it is run (promise 4).
             undefined = Task(id=task_id, func=None, job_executor=AUTO_EXECUTOR)
             self._tasks[task_id] = rows.task_from(found[0]) if found else undefined
-
-    def _ready(self, limit: int) -> list[Job]:
-        now = self._now()
-        ready: list[Job] = []
-        while self._hand and len(ready) < limit and self._hand[0][0] <= now:
-            ready.append(heapq.heappop(self._hand)[2])
-        return ready
 
     def _nudge(self) -> None:
         if isinstance(self._event_broker, PostgresEventBroker):
@@ -320,27 +449,48 @@ class NodeDataStore(PostgresDataStore):
     async def extend_acquired_job_leases(self, scheduler_id: str, job_ids: set[UUID], duration: timedelta) -> None:
         """Do nothing: the node's heartbeat renews all its claims, started or not."""
 
-    async def release_job(self, scheduler_id: str, job: Job, result: JobResult) -> None:
-        """Record how an attempt ended; see :meth:`_finish` for one that was cut short."""
-        await super().release_job(scheduler_id, job, result)
-        task = self._tasks.get(job.task_id)
-        if task is not None and task.max_running_jobs is not None:
-            self._queue_is_due = True  # a place of a limited task is free
-        self._jobs_wake.set()
-
     async def _finish(self, finish: Finish, *, deadline: float | None = None) -> None:
         """End an attempt; one that was cut short because the node stops goes back into the queue, at once.
 
         A node that stops does not wait for a database that is away: the lease ends by itself, and the job is run
         again, or recorded as abandoned, as its task asks.
         """
+        job = finish.job
         if finish.result.outcome is JobOutcome.cancelled and finish.options.on_crash is OnCrash.retry:
             finish.retry_after = timedelta(0)
         try:
-            await super()._finish(finish, deadline=self._deadline() if self.stopping else deadline)
+            await super()._finish(finish, deadline=self.database.deadline() if self.stopping else deadline)
         except (StoreUnavailable, TimeoutError) as exc:
-            self._attempts.pop(finish.job.id, None)
-            self._logger.warning("The end of job %s was not recorded: %s", finish.job.id, exc)
+            self._logger.warning("The end of job %s was not recorded: %s", job.id, exc)
+        finally:
+            self._attempts.pop(job.id, None)
+            if job.schedule_id is not None:
+                if finish.retry_after is not None:
+                    self._elsewhere.add(job.schedule_id)
+                going = self._going.get(job.schedule_id, set())
+                going.discard(job.id)
+                if not going:
+                    self._going.pop(job.schedule_id, None)
+            self._ended.set()
+        task = self._tasks.get(job.task_id)
+        if task is not None and task.max_running_jobs is not None:
+            self._queue_is_due = True  # a place of a limited task is free
+            self._jobs_wake.set()
 
     async def reap_abandoned_jobs(self, scheduler_id: str) -> None:
         """Do nothing: an identity that is unique per start has left nothing behind."""
+
+
+def _skips(metadata: Mapping[str, Any]) -> bool:
+    return bool(metadata.get(f"{METADATA_PREFIX}overlap") == Overlap.skip)
+
+
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait for the event, but no longer than that; None: for ever."""
+    if seconds is not None and seconds <= 0:
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

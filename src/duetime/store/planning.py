@@ -62,6 +62,8 @@ class PlannedFire:
     start_deadline: datetime | None = None
     # An overlapping job is only looked for by the single fire of normal operation, see plan().
     checks_overlap: bool = True
+    # Planned ahead of its time: whether it overlaps is seen when it starts.
+    is_ahead: bool = False
     job_id: UUID | None = None
 
 
@@ -122,13 +124,21 @@ class TooFarBehind(Exception):
     """The plan needs more steps than allowed; the trigger has moved and must be read anew."""
 
 
-def plan(schedule: Schedule, revision: UUID, now: datetime, *, max_steps: int | None = None) -> Plan:
+def plan(
+    schedule: Schedule,
+    revision: UUID,
+    now: datetime,
+    *,
+    look_ahead: timedelta = _ZERO,
+    max_steps: int | None = None,
+) -> Plan:
     """Decide what becomes of every fire of a claimed schedule that is due at ``now`` (the database's time).
 
     Of several due fires the schedule's coalesce policy picks the one that runs, and the others are recorded as
     coalesced; with ``all`` each runs, whether or not their jobs overlap. A fire beyond its grace time is recorded as
     missed. The trigger is advanced; nothing else is changed.
 
+    :param look_ahead: fires that will be due within this are planned too; each of them runs
     :raises TooFarBehind: when ``max_steps`` are given and do not suffice
     """
     result = Plan(schedule, revision, schedule.trigger, last_fire_time=schedule.last_fire_time)
@@ -137,33 +147,51 @@ def plan(schedule: Schedule, revision: UUID, now: datetime, *, max_steps: int | 
         return result
 
     first = first.astimezone(UTC)
-    due = [first]
+    due: list[datetime] = []
+    ahead: list[datetime] = []
     passed = 0  # coalesced fires too many for a ledger row each
     times = times_after(schedule.trigger, first)
-    following: datetime | None = None
+    following: datetime | None = first
     try:
         for step in range(MAX_STEPS):
             if step == max_steps:
                 raise TooFarBehind
-            following = next(times)
-            if following is None or following > now:
+            if following is None or following > now + look_ahead or len(ahead) == MAX_FIRES:
                 break
-            if schedule.coalesce is CoalescePolicy.all and len(due) == MAX_FIRES:
+            if following > now:
+                ahead.append(following)
+            elif schedule.coalesce is CoalescePolicy.all and len(due) == MAX_FIRES:
                 break  # still due: claimed again at once
-            due.append(following)
-            if len(due) > MAX_FIRES:
-                # The first runs with "earliest", the last with "latest": what is between is only counted.
-                del due[1 if schedule.coalesce is CoalescePolicy.earliest else 0]
-                passed += 1
-        else:
-            following = due.pop()
+            else:
+                due.append(following)
+                if len(due) > MAX_FIRES:
+                    # The first runs with "earliest", the last with "latest": what is between is only counted.
+                    del due[1 if schedule.coalesce is CoalescePolicy.earliest else 0]
+                    passed += 1
+            following = next(times)
     except BrokenTrigger as exc:
         result.broken_reason = str(exc)
         following = None
 
     result.next_fire_time = following
-    result.last_fire_time = due[-1]
-    result.fires = _decide(schedule, due, following, now, passed)
+    result.last_fire_time = (ahead or due)[-1] if ahead or due else schedule.last_fire_time
+    if due:
+        result.fires = _decide(schedule, due, ahead[0] if ahead else following, now, passed)
+    for position, fire_time in enumerate(ahead):
+        after = ahead[position + 1] if position + 1 < len(ahead) else following
+        run_time = fire_time + _jitter(schedule, fire_time, after)
+        deadline = None if schedule.misfire_grace_time is None else run_time + schedule.misfire_grace_time
+        result.fires.append(
+            PlannedFire(
+                fire_time,
+                run_time,
+                FireState.pending,
+                start_deadline=deadline,
+                checks_overlap=False,
+                is_ahead=True,
+                job_id=uuid4(),
+            )
+        )
     return result
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from logging import Logger, getLogger
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -55,49 +55,23 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..broker import PostgresEventBroker
-from ..errors import (
-    ArgumentsTooLarge,
-    InvalidArguments,
-    InvalidScheduleId,
-    InvalidSettings,
-    ScheduleExists,
-    ScheduleNotFound,
-    StoreUnavailable,
-    TaskTimeout,
-    UnknownExecutor,
-    UnknownTask,
-    UnsupportedValue,
-)
-from ..records import FireState, RunOutcome
+from ..errors import InvalidSettings, ScheduleNotFound, StoreUnavailable
 from ..serializer import TypedJSONSerializer
 from ..settings import DatabaseUrl
-from ..tasks import TaskOptions
 from . import rows
-from .batches import GroupCommit
-from .connections import Connections, DirectConnections, EngineConnections, is_transient
+from .adding import Put, ScheduleWriter, check_size
+from .announcing import announce, message
+from .breathing import Breath
+from .connections import Connections, DirectConnections, EngineConnections
+from .database import Database, Row
+from .finishing import MAX_ERROR_LENGTH, Finish, FinishWriter
 from .planning import STEPS_ON_THE_LOOP, Plan, PlannedTrigger, TooFarBehind, plan
-from .schema import migrate
-from .statements import Statements
-from .transactions import current_transaction
 
-T = TypeVar("T")
+LARGEST_CLAIM = 1000
+"""Schedules or jobs that one statement claims at most, unless the caller says less."""
 
-MAX_ID_LENGTH = 500
-MAX_RESULT_BYTES = 1024 * 1024
-MAX_ERROR_LENGTH = 8000
-STATEMENT_TIMEOUT = 30.0
-"""Seconds after which a statement that nobody's deadline ends is given up and tried on another connection."""
-
-_OUTCOMES: dict[JobOutcome, tuple[RunOutcome, FireState]] = {
-    JobOutcome.success: (RunOutcome.success, FireState.succeeded),
-    JobOutcome.error: (RunOutcome.error, FireState.failed),
-    JobOutcome.missed_start_deadline: (RunOutcome.missed, FireState.missed),
-    JobOutcome.deserialization_failed: (RunOutcome.unreadable, FireState.failed),
-    JobOutcome.cancelled: (RunOutcome.cancelled, FireState.cancelled),
-    JobOutcome.abandoned: (RunOutcome.abandoned, FireState.abandoned),
-}
-# What another attempt cannot mend.
-_FINAL_ERRORS = (InvalidArguments, UnknownTask, UnknownExecutor)
+START_TIMEOUT = 60.0
+"""Seconds that start() waits for the database."""
 
 
 @dataclass(slots=True)
@@ -107,42 +81,6 @@ class _Hold:
     plan: Plan
     fired: bool = False
     """Whether the scheduler's loop has made its job, which says that the release is the loop's and wants the plan."""
-
-
-@dataclass(slots=True)
-class Finish:
-    """How one attempt of a job ended, as the ``finish_jobs`` statement takes it."""
-
-    job: Job
-    scheduler_id: str
-    result: JobResult
-    attempt: int | None
-    retry_after: timedelta | None = None
-    """The attempt is not the last: the job waits this long for the next one."""
-    options: TaskOptions = field(default_factory=TaskOptions)
-
-
-def error_text(exception: BaseException) -> str:
-    """Return an exception as ``Type: text``, safe for a text column."""
-    text = f"{type(exception).__qualname__}: {exception}".removesuffix(": ")[:MAX_ERROR_LENGTH]
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
-
-
-def check_schedule_id(schedule_id: str) -> str:
-    """Return the id if it can be stored.
-
-    :raises InvalidScheduleId: if it is empty, longer than 500 characters, or not printable
-    """
-    if not 1 <= len(schedule_id) <= MAX_ID_LENGTH:
-        raise InvalidScheduleId(
-            f"expected a schedule id of 1 to {MAX_ID_LENGTH} characters, got one of {len(schedule_id)}. Leave it out to "
-            f"get a new one."
-        )
-    if not schedule_id.isprintable():
-        raise InvalidScheduleId(
-            f"expected a schedule id of printable characters, got {schedule_id[:100]!a}. Leave it out to get a new one."
-        )
-    return schedule_id
 
 
 @attrs.define(eq=False, repr=False)
@@ -169,160 +107,61 @@ class PostgresDataStore(SQLAlchemyDataStore):
     connections: Connections = attrs.field(kw_only=True, default=None)
     max_arguments_bytes: int | None = attrs.field(kw_only=True, default=None)
 
-    clock_offset: timedelta = attrs.field(init=False, default=timedelta(0))
-    """Host time − database time, learnt from each claim."""
-    outage: BaseException | None = attrs.field(init=False, default=None)
-    """Why the database last failed to answer; None while it answers."""
+    database: Database = attrs.field(init=False)
+    """Runs the statements."""
     # The broker and the logger of calls that come before start(), which gives the real ones.
     _event_broker: EventBroker = attrs.field(init=False, factory=lambda: PostgresEventBroker(""))
     _logger: Logger = attrs.field(init=False, factory=lambda: getLogger(__name__))
-    _statements: Statements = attrs.field(init=False)
-    _migrated: bool = attrs.field(init=False, default=False)
-    _migrating: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _tasks: dict[str, Task] = attrs.field(init=False, factory=dict)
     _holds: dict[str, _Hold] = attrs.field(init=False, factory=dict)
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
-    _adds: GroupCommit[tuple[Schedule, tuple[Any, ...], UUID, ConflictPolicy], bool] = attrs.field(init=False)
-    _finishes: GroupCommit[Finish, None] = attrs.field(init=False)
+    _breath: Breath = attrs.field(init=False, factory=Breath)
+    _adding: ScheduleWriter = attrs.field(init=False)
+    _finishing: FinishWriter = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.schema = self.schema or "duetime"
-        self._statements = Statements(self.schema)
         if self.connections is None:
-            if isinstance(self.engine_or_url, AsyncEngine):
-                self.connections = EngineConnections(self.engine_or_url)
-            elif isinstance(self.engine_or_url, (str, URL)):
-                text = self.engine_or_url
-                if isinstance(text, URL):
-                    text = text.render_as_string(hide_password=False)
-                self.connections = DirectConnections(DatabaseUrl.parse(text))
-            else:
-                raise InvalidSettings(
-                    f"expected an AsyncEngine on asyncpg or a URL, got {type(self.engine_or_url).__name__}: a "
-                    f"synchronous engine would block the event loop."
-                )
+            self.connections = self._own_connections()
         if not isinstance(self.engine_or_url, AsyncEngine):
             # The stock class wants an engine for its table definitions; this one never connects.
             self.engine_or_url = URL.create("postgresql+asyncpg")
-        self._adds = GroupCommit(self._write_schedules, largest=500)
-        self._finishes = GroupCommit(self._write_finishes, largest=1000)
+        self.database = Database(
+            self.connections, self.schema, call_timeout=self.call_timeout, from_scratch=self.start_from_scratch
+        )
+        self._adding = ScheduleWriter(self.database, self.serializer, self._message, self.max_arguments_bytes)
+        self._finishing = FinishWriter(self.database, self.serializer, self._message)
         super().__attrs_post_init__()
+
+    def _own_connections(self) -> Connections:
+        if isinstance(self.engine_or_url, AsyncEngine):
+            return EngineConnections(self.engine_or_url)
+        if isinstance(self.engine_or_url, (str, URL)):
+            text = self.engine_or_url
+            if isinstance(text, URL):
+                text = text.render_as_string(hide_password=False)
+            return DirectConnections(DatabaseUrl.parse(text))
+        raise InvalidSettings(
+            f"expected an AsyncEngine on asyncpg or a URL, got {type(self.engine_or_url).__name__}: a synchronous "
+            f"engine would block the event loop."
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(schema={self.schema!r})"
 
-    # -- running statements -------------------------------------------------------------------------------------------
-
-    def _deadline(self) -> float:
-        """Return when a user's call that begins now has to end, in loop time."""
-        return asyncio.get_running_loop().time() + self.call_timeout.total_seconds()
-
-    async def _attempt(self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, deadline: float | None) -> T:
-        """Run ``work`` on a connection, again after transient failures, until it succeeds.
-
-        :param deadline: loop time at which to give up; None: never
-        :raises StoreUnavailable: at the deadline
-        """
-        loop = asyncio.get_running_loop()
-        wait = 0.0
-        while True:
-            remaining = STATEMENT_TIMEOUT if deadline is None else deadline - loop.time()
-            try:
-                if remaining <= 0:
-                    raise TimeoutError("no answer in time")
-                async with self.connections.acquire(min(remaining, STATEMENT_TIMEOUT)) as connection:
-                    async with asyncio.timeout(min(remaining, STATEMENT_TIMEOUT)):
-                        if not self._migrated:
-                            await self._migrate(connection)
-                        outcome = await work(connection)
-            except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError) as exc:
-                if not self._migrated:
-                    raise
-                self._migrated = False  # somebody dropped the schema: make it anew
-                self._lost(exc)
-            except Exception as exc:
-                if not is_transient(exc):
-                    raise
-                self._lost(exc)
-            else:
-                if self.outage is not None:
-                    self.outage = None
-                    self._logger.info("The database answers again")
-                return outcome
-            wait = min(1.0, wait * 2 or 0.02)
-            if deadline is not None and loop.time() + wait >= deadline:
-                cause = self.outage
-                seconds = self.call_timeout.total_seconds()
-                raise StoreUnavailable(
-                    f"expected the database to answer within {seconds:g} s, got "
-                    f"{type(cause).__name__}: {cause}. Check DATABASE_URL and the server, then try again."
-                ) from cause
-            await asyncio.sleep(wait)
-
-    def _lost(self, exc: BaseException) -> None:
-        if self.outage is None:
-            self._logger.warning("The database does not answer (%s: %s); trying again", type(exc).__name__, exc)
-        self.outage = exc
-
-    async def _migrate(self, connection: asyncpg.Connection) -> None:
-        async with self._migrating:
-            if not self._migrated:
-                await migrate(connection, self.schema or "duetime", from_scratch=self.start_from_scratch)
-                self.start_from_scratch = False  # once: a second start must not erase what the first one stored
-                self._migrated = True
-
-    async def fetch(self, name: str, *arguments: Any, deadline: float | None) -> list[asyncpg.Record]:
-        """Run a named statement and return its rows; for the store's own modules.
-
-        :param deadline: loop time at which to give up; None: never
-        """
-        statement = self._statements[name]
-
-        async def work(connection: asyncpg.Connection) -> list[asyncpg.Record]:
-            rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
-            return rows
-
-        return await self._attempt(work, deadline=deadline)
-
-    async def query(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
-        """Run a read query within the call's deadline and return its rows; for :mod:`duetime.store.reads`."""
-
-        async def work(connection: asyncpg.Connection) -> list[asyncpg.Record]:
-            found: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
-            return found
-
-        return await self._attempt(work, deadline=self._deadline())
-
-    async def _fetch_for_user(self, name: str, *arguments: Any) -> Sequence[Mapping[str, Any]]:
-        """Run a named statement in the caller's transaction if there is one, else on its own."""
-        transaction = current_transaction.get()
-        if transaction is None:
-            return await self.fetch(name, *arguments, deadline=self._deadline())
-        if not self._migrated:
-            await self._attempt(lambda connection: asyncio.sleep(0), deadline=self._deadline())
-        return await transaction.fetch(self._statements[name], *arguments)
-
-    # -- events -------------------------------------------------------------------------------------------------------
-
     def _message(self, events: Iterable[Event]) -> tuple[str, str]:
-        """Return channel and payload for the ``pg_notify`` inside a statement; an empty payload tells nobody."""
-        broker = self._event_broker
-        if not isinstance(broker, PostgresEventBroker):
-            return "", ""
-        # In the caller's transaction nothing has happened until it commits, on this node either.
-        everyone = current_transaction.get() is not None
-        return broker.channel, broker.message(events, everyone=everyone)
+        return message(self._event_broker, events)
 
     async def _emit(self, events: Iterable[Event]) -> None:
-        """Deliver events on this node, after the statement that made the change has told the other nodes."""
-        if current_transaction.get() is not None:
-            return
-        broker = self._event_broker
-        for event in events:
-            if isinstance(broker, PostgresEventBroker):
-                broker.deliver(event)
-            else:
-                await broker.publish(event)
+        await announce(self._event_broker, events)
+
+    async def _loop_fetch(self, name: str, *arguments: Any) -> list[Row]:
+        """Run a statement for one of the scheduler's loops, which wait for the database as long as it takes."""
+        return await self.database.fetch(name, *arguments, deadline=None)
+
+    async def _user_fetch(self, name: str, *arguments: Any) -> list[Row]:
+        """Run a statement for a call of user code, within its deadline."""
+        return await self.database.fetch(name, *arguments, deadline=self.database.deadline())
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
@@ -331,8 +170,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         :raises StoreUnavailable: if the database does not answer within a minute
         """
+        self._holds.clear()
         self._event_broker = event_broker
-        self._logger = logger
+        self._logger = self.database.logger = logger
         if isinstance(event_broker, PostgresEventBroker) and event_broker.on_hint is None:
             event_broker.on_hint = self._hint
             exit_stack.callback(setattr, event_broker, "on_hint", None)
@@ -342,8 +182,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         await self._open()
 
     async def _open(self) -> None:
-        deadline = asyncio.get_running_loop().time() + 60
-        await self._attempt(lambda connection: asyncio.sleep(0), deadline=deadline)
+        await self.database.open(deadline=asyncio.get_running_loop().time() + START_TIMEOUT)
 
     def _hint(self, event: Event | None) -> None:
         """Take note of what another node did; None: of whatever it may have done while nobody listened."""
@@ -358,7 +197,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Store the task's definition, replacing an older one."""
         event = TaskUpdated(task_id=task.id)
         # Outside the caller's transaction: other calls rely on the definition whether or not that one commits.
-        [row] = await self.fetch(
+        [row] = await self._user_fetch(
             "put_task",
             task.id,
             task.func,
@@ -367,7 +206,6 @@ class PostgresDataStore(SQLAlchemyDataStore):
             task.misfire_grace_time,
             json.dumps(task.metadata),
             *self._message([event]),
-            deadline=self._deadline(),
         )
         self._tasks[task.id] = task
         await self._emit([TaskAdded(task_id=task.id) if row["added"] else event])
@@ -378,7 +216,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         :raises apscheduler.TaskLookupError: if there is none
         """
         event = TaskRemoved(task_id=task_id)
-        removed = await self.fetch("remove_task", task_id, *self._message([event]), deadline=self._deadline())
+        removed = await self._user_fetch("remove_task", task_id, *self._message([event]))
         self._tasks.pop(task_id, None)
         if not removed:
             raise TaskLookupError(task_id)
@@ -391,7 +229,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         if task := self._tasks.get(task_id):
             return task
-        found = await self.fetch("tasks", task_id, deadline=self._deadline())
+        found = await self._user_fetch("tasks", task_id)
         if not found:
             raise TaskLookupError(task_id)
         task = self._tasks[task_id] = rows.task_from(found[0])
@@ -399,7 +237,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     async def get_tasks(self) -> list[Task]:
         """Return all tasks, sorted by id, with the number of their running jobs."""
-        return [rows.task_from(row) for row in await self.fetch("tasks", None, deadline=self._deadline())]
+        return [rows.task_from(row) for row in await self._user_fetch("tasks", None)]
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
@@ -415,108 +253,29 @@ class PostgresDataStore(SQLAlchemyDataStore):
         :raises apscheduler.SerializationError: if an argument or the trigger has no stored form
         :raises StoreUnavailable: if the database does not answer within ``call_timeout``
         """
-        check_schedule_id(schedule.id)
-        values = rows.schedule_values(schedule, self.serializer)
-        self._check_size(values[3], values[4])
-        item = (schedule, values, uuid4(), conflict_policy)
-        if transaction := current_transaction.get():
-            if not self._migrated:
-                await self._attempt(lambda connection: asyncio.sleep(0), deadline=self._deadline())
-            [outcome] = await self._put_schedules([item], transaction.fetch)
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return
-        deadline = self._deadline()
-        try:
-            added = await self._adds.submit(item, deadline=deadline)
-        except TimeoutError as exc:
-            raise StoreUnavailable(
-                f"expected the database to answer within {self.call_timeout.total_seconds():g} s, got no answer. The "
-                f"schedule {schedule.id!r} may have been stored or not: look before adding it again."
-            ) from (self.outage or exc)
-        event_class = ScheduleAdded if added else ScheduleUpdated
-        if added or conflict_policy is ConflictPolicy.replace:
-            event = event_class(
-                schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=schedule.next_fire_time
-            )
-            self._hint(event)
-            await self._emit([event])
+        put = await self._adding.put(schedule, conflict_policy)
+        if put.added or conflict_policy is ConflictPolicy.replace:
+            await self._put(schedule, put)
 
-    def _check_size(self, args: bytes, kwargs: bytes) -> None:
-        size = len(args) + len(kwargs)
-        if self.max_arguments_bytes is not None and size > self.max_arguments_bytes:
-            raise ArgumentsTooLarge(
-                f"expected arguments of at most {self.max_arguments_bytes} bytes, got {size}. Store the data elsewhere "
-                f"and pass its key, or raise DUETIME_MAX_ARGUMENTS_BYTES."
-            )
+    async def _put(self, schedule: Schedule, put: Put) -> None:
+        """Tell this node of a schedule that was stored."""
+        event_class = ScheduleAdded if put.added else ScheduleUpdated
+        event = event_class(schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=schedule.next_fire_time)
+        self._hint(event)
+        await self._emit([event])
 
-    async def _write_schedules(
-        self,
-        items: Sequence[tuple[Schedule, tuple[Any, ...], UUID, ConflictPolicy]],
-        deadline: float | None,
-    ) -> Sequence[bool | BaseException]:
-        """Write a batch of concurrent calls: one statement for those that replace, one for the others."""
+    async def add_schedules(
+        self, schedules: Sequence[Schedule], conflict_policy: ConflictPolicy = ConflictPolicy.exception
+    ) -> None:
+        """Store many schedules in one statement: all of them, or none; returns after the commit.
 
-        async def fetch(statement: str, *arguments: Any) -> Sequence[Mapping[str, Any]]:
-            async def work(connection: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
-                found: Sequence[Mapping[str, Any]] = await connection.fetch(statement, *arguments)
-                return found
-
-            return await self._attempt(work, deadline=deadline)
-
-        try:
-            return await self._put_schedules(items, fetch)
-        except (asyncpg.PostgresError, ValueError) as exc:
-            if len(items) == 1:
-                return [UnsupportedValue(f"expected a schedule that PostgreSQL can store, got: {exc}.")]
-            # One of them cannot be stored: find out which, and store the others.
-            alone = [await self._write_schedules([item], deadline) for item in items]
-            return [outcome for [outcome] in alone]
-
-    async def _put_schedules(
-        self,
-        items: Sequence[tuple[Schedule, tuple[Any, ...], UUID, ConflictPolicy]],
-        fetch: Callable[..., Awaitable[Sequence[Mapping[str, Any]]]],
-    ) -> list[bool | BaseException]:
-        """Write schedules and return for each whether it is new, or why it is not stored."""
-        outcomes: dict[int, bool | BaseException] = {}
-        remaining = list(enumerate(items))
-        while remaining:
-            # A statement takes each id once, and either replaces or does not.
-            replaces = remaining[0][1][3] is ConflictPolicy.replace
-            batch, later, ids = [], [], set()
-            for place, item in remaining:
-                if (item[3] is ConflictPolicy.replace) == replaces and item[0].id not in ids:
-                    ids.add(item[0].id)
-                    batch.append((place, item))
-                else:
-                    later.append((place, item))
-            remaining = later
-
-            events = [
-                ScheduleAdded(schedule_id=schedule.id, task_id=schedule.task_id, next_fire_time=schedule.next_fire_time)
-                for _, (schedule, *_rest) in batch
-                if schedule.next_fire_time is not None and not schedule.paused
-            ]
-            # One hint is enough to wake a node: that of the earliest.
-            earliest = sorted(events, key=lambda event: event.next_fire_time or datetime.max.replace(tzinfo=UTC))[:1]
-            arrays = rows.columns([(*values, revision) for _, (_, values, revision, _) in batch], 17)
-            found = await fetch(
-                self._statements["replace_schedules" if replaces else "add_schedules"],
-                *arrays,
-                *self._message(earliest),
-            )
-            by_id = {row["id"]: row for row in found}
-            for place, (schedule, _, revision, policy) in batch:
-                row = by_id[schedule.id]
-                # The revision tells a schedule that an earlier, unanswered attempt of this call has stored.
-                if row["added"] is not None or row["stored_revision"] == revision:
-                    outcomes[place] = row["added"] is not False
-                elif policy is ConflictPolicy.exception:
-                    outcomes[place] = ScheduleExists(schedule.id)
-                else:
-                    outcomes[place] = False
-        return [outcomes[place] for place in range(len(items))]
+        :raises ScheduleExists: if an id is taken, or given twice, and the policy is ``exception``
+        :raises StoreUnavailable: if the database does not answer within ``call_timeout``
+        """
+        outcomes = await self._adding.put_all(schedules, conflict_policy)
+        for schedule, put in zip(schedules, outcomes, strict=True):
+            if put.added or conflict_policy is ConflictPolicy.replace:
+                await self._put(schedule, put)
 
     async def remove_schedules(self, ids: Iterable[str]) -> None:
         """Remove the schedules of the given ids; ids that are not stored are passed over. History stays."""
@@ -524,10 +283,14 @@ class PostgresDataStore(SQLAlchemyDataStore):
         if not wanted:
             return
         told = [ScheduleRemoved(schedule_id=each, task_id="", finished=False) for each in wanted]
-        removed = await self._fetch_for_user("remove_schedules", wanted, *self._message(told))
+        removed = await self._change("remove_schedules", wanted, *self._message(told))
         await self._emit(
             ScheduleRemoved(schedule_id=row["id"], task_id=row["task_id"], finished=False) for row in removed
         )
+
+    async def _change(self, name: str, schedule_ids: Sequence[str], *arguments: Any) -> Sequence[Row]:
+        """Run a statement that stops schedules, and takes back what was claimed of them ahead of its time."""
+        return await self.database.fetch_for_user(name, list(schedule_ids), *arguments)
 
     async def get_schedules(self, ids: set[str] | None = None) -> list[Schedule]:
         """Return the schedules of the given ids (none for an empty set), or all of them for None.
@@ -535,7 +298,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         A schedule that cannot be read is left out; a ``ScheduleDeserializationFailed`` event tells.
         """
         wanted = None if ids is None else list(ids)
-        found = await self.fetch("schedules", wanted, deadline=self._deadline())
+        found = await self._user_fetch("schedules", wanted)
         schedules = []
         for row in found:
             try:
@@ -549,31 +312,39 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         A schedule that cannot be read is set aside as broken.
         """
-        found = await self.fetch("acquire_schedules", scheduler_id, lease_duration, limit, deadline=None)
+        look_ahead = self._look_ahead()
+        found = await self._loop_fetch("acquire_schedules", scheduler_id, lease_duration, limit, look_ahead)
         schedules: list[Schedule] = []
         broken: list[tuple[str, DeserializationError]] = []
+        breath = Breath()
         for row in sorted(found, key=lambda row: (row["next_fire_time"], row["id"])):
-            self._learn_clock(row["now"])
             try:
-                made = plan(
-                    rows.schedule_from(row, self.serializer), row["revision"], row["now"], max_steps=STEPS_ON_THE_LOOP
-                )
+                made = await self._plan(row, look_ahead)
             except DeserializationError as exc:
                 broken.append((row["id"], exc))
                 continue
-            except TooFarBehind:
-                schedule = rows.schedule_from(row, self.serializer)
-                made = await asyncio.to_thread(plan, schedule, row["revision"], row["now"])
             self._holds[row["id"]] = _Hold(made)
             schedules.append(attrs.evolve(made.schedule, trigger=PlannedTrigger(made.trigger)))
+            await breath.taken()
         if broken:
             reasons = [f"it cannot be read: {exc}"[:MAX_ERROR_LENGTH] for _, exc in broken]
-            await self.fetch("set_aside", scheduler_id, [each for each, _ in broken], reasons, deadline=None)
+            await self._loop_fetch("set_aside", scheduler_id, [each for each, _ in broken], reasons)
             await self._emit(ScheduleDeserializationFailed(schedule_id=each, exception=exc) for each, exc in broken)
         return schedules
 
-    def _learn_clock(self, database_time: datetime) -> None:
-        self.clock_offset = datetime.now(UTC) - database_time
+    async def _plan(self, row: Row, look_ahead: timedelta) -> Plan:
+        """Decide what becomes of a claimed schedule's fires; off the event loop if there are many to look at."""
+        revision, now = row["revision"], row["now"]
+        try:
+            schedule = rows.schedule_from(row, self.serializer)
+            return plan(schedule, revision, now, look_ahead=look_ahead, max_steps=STEPS_ON_THE_LOOP)
+        except TooFarBehind:
+            schedule = rows.schedule_from(row, self.serializer)
+            return await asyncio.to_thread(plan, schedule, revision, now, look_ahead=look_ahead)
+
+    def _look_ahead(self) -> timedelta:
+        """Return how long before their time schedules are claimed."""
+        return timedelta(0)
 
     async def release_schedules(self, scheduler_id: str, results: Sequence[ScheduleResult]) -> None:
         """Write jobs, ledger rows and next fire times of the given schedules in one statement, where they are ours.
@@ -638,7 +409,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
     async def _release(
         self, scheduler_id: str, arguments: tuple[Any, ...], job_ids: list[UUID]
     ) -> list[dict[str, Any]]:
-        statement = self._statements["release_schedules"]
+        statement = self.database.statements["release_schedules"]
         attempts = 0
 
         async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
@@ -648,12 +419,12 @@ class PostgresDataStore(SQLAlchemyDataStore):
             outcome = dict(row)
             if attempts > 1 and job_ids:
                 # An earlier attempt may have been committed without an answer: its jobs are ours as well.
-                found = await connection.fetch(self._statements["jobs"], job_ids)
+                found = await connection.fetch(self.database.statements["jobs"], job_ids)
                 outcome["claimed"] = [job["id"] for job in found if job["acquired_by"] == scheduler_id]
                 outcome["queued"] = [job["id"] for job in found if job["acquired_by"] is None]
             return [outcome]
 
-        return await self._attempt(work, deadline=None)
+        return await self.database.attempt(work, deadline=None)
 
     def _claims(self, schedule: Schedule) -> bool:
         """Return whether this node claims the schedule's new jobs for itself as they are made."""
@@ -681,8 +452,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     async def get_next_schedule_run_time(self) -> datetime | None:
         """Return when the next schedule is due that nobody holds, or when a claim on one ends, if that is sooner."""
-        [row] = await self.fetch("next_due", deadline=None)
-        self._learn_clock(row["now"])
+        [row] = await self._loop_fetch("next_due")
         return min((time for time in (row["next_due"], row["next_expiry"]) if time is not None), default=None)
 
     async def extend_acquired_schedule_leases(
@@ -690,7 +460,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
     ) -> None:
         """Extend the claims on those of the schedules that are still this scheduler's."""
         if schedule_ids:
-            await self.fetch("extend_schedules", scheduler_id, list(schedule_ids), duration, deadline=None)
+            await self._loop_fetch("extend_schedules", scheduler_id, list(schedule_ids), duration)
 
     async def pause_schedule(self, schedule_id: str) -> None:
         """Stop the schedule from firing until it is resumed; one statement, so no other change is lost.
@@ -698,7 +468,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         :raises ScheduleNotFound: if it is not stored
         """
         event = ScheduleUpdated(schedule_id=schedule_id, task_id="", next_fire_time=None)
-        found = await self._fetch_for_user("pause_schedule", schedule_id, *self._message([event]))
+        found = await self._change("pause_schedules", [schedule_id], *self._message([event]))
         if not found:
             raise ScheduleNotFound(schedule_id)
         await self._emit([attrs.evolve(event, task_id=found[0]["task_id"])])
@@ -711,13 +481,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
         :raises ScheduleNotFound: if it is not stored
         """
         while True:
-            found = await self._fetch_for_user("schedules", [schedule_id])
+            found = await self.database.fetch_for_user("schedules", [schedule_id])
             if not found:
                 raise ScheduleNotFound(schedule_id)
             schedule = rows.schedule_from(found[0], self.serializer)
             next_fire_time = await asyncio.to_thread(_first_from, schedule, resume_from)
             event = ScheduleUpdated(schedule_id=schedule_id, task_id=schedule.task_id, next_fire_time=next_fire_time)
-            changed = await self._fetch_for_user(
+            changed = await self.database.fetch_for_user(
                 "resume_schedule",
                 schedule_id,
                 found[0]["revision"],
@@ -737,7 +507,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         job_id = uuid4()
         event = JobAdded(job_id=job_id, task_id="", schedule_id=schedule_id)
-        made = await self._fetch_for_user("run_schedule", schedule_id, job_id, "request", *self._message([event]))
+        made = await self.database.fetch_for_user(
+            "run_schedule", schedule_id, job_id, "request", *self._message([event])
+        )
         if not made:
             raise ScheduleNotFound(schedule_id)
         event = attrs.evolve(event, task_id=made[0]["task_id"])
@@ -755,12 +527,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         if job.schedule_id is not None and (hold := self._holds.get(job.schedule_id)):
             hold.fired = True
+            await self._breath.taken()
             return
         event = JobAdded(job_id=job.id, task_id=job.task_id, schedule_id=job.schedule_id)
         values = rows.job_values(job, self.serializer)
-        self._check_size(values[2], values[3])
+        check_size(values[2], values[3], self.max_arguments_bytes)
         arrays = rows.columns([values], 11)
-        await self._fetch_for_user("add_jobs", *arrays, *self._message([event]))
+        await self.database.fetch_for_user("add_jobs", *arrays, *self._message([event]))
         self._hint(event)
         await self._emit([event])
 
@@ -770,7 +543,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         A job that cannot be read is left out; a ``JobDeserializationFailed`` event tells.
         """
         wanted = None if ids is None else list(ids)
-        found = await self.fetch("jobs", wanted, deadline=self._deadline())
+        found = await self._user_fetch("jobs", wanted)
         readable, unreadable = self._read_jobs(found)
         await self._emit(JobDeserializationFailed(job_id=row["id"], exception=exc) for row, exc in unreadable)
         return [job for job, _ in readable]
@@ -781,7 +554,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
         readable, unreadable = [], []
         for row in found:
             try:
-                readable.append((rows.job_from(row, self.serializer, clock_offset=self.clock_offset), row))
+                readable.append(
+                    (rows.job_from(row, self.serializer, clock_offset=self.database.clock.host_offset), row)
+                )
             except DeserializationError as exc:
                 unreadable.append((row, exc))
         return readable, unreadable
@@ -792,13 +567,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
         A job whose arguments cannot be read ends with the outcome ``deserialization_failed``.
         """
         await self._reap(None, default="retry")
-        return await self._claim_jobs(scheduler_id, lease_duration, limit)
+        claimed = await self._claim(scheduler_id, lease_duration, limit or LARGEST_CLAIM, timedelta(0))
+        return [job for job, _ in claimed]
 
-    async def _claim_jobs(self, scheduler_id: str, lease_duration: timedelta, limit: int | None) -> list[Job]:
-        most = 1000 if limit is None else limit
-        found = await self.fetch("acquire_jobs", scheduler_id, lease_duration, most, deadline=None)
-        if found:
-            self._learn_clock(found[0]["now"])
+    async def _claim(
+        self, scheduler_id: str, lease_duration: timedelta, limit: int, look_ahead: timedelta
+    ) -> list[tuple[Job, Row]]:
+        found = await self._loop_fetch("acquire_jobs", scheduler_id, lease_duration, look_ahead, limit)
         for row in found:
             self._attempts[row["id"]] = row["attempt"]
         readable, unreadable = self._read_jobs(sorted(found, key=lambda row: (row["run_at"], row["id"])))
@@ -807,99 +582,37 @@ class PostgresDataStore(SQLAlchemyDataStore):
             result = JobResult.from_job(job, JobOutcome.deserialization_failed, exception=exc)
             await self.release_job(scheduler_id, job, result)
             await self._emit([JobDeserializationFailed(job_id=row["id"], exception=exc)])
-        jobs = [job for job, _ in readable]
-        await self._emit(JobAcquired.from_job(job, scheduler_id=scheduler_id) for job in jobs)
-        return jobs
+        await self._emit(JobAcquired.from_job(job, scheduler_id=scheduler_id) for job, _ in readable)
+        return readable
 
     async def extend_acquired_job_leases(self, scheduler_id: str, job_ids: set[UUID], duration: timedelta) -> None:
         """Extend the leases of those of the jobs that are still this scheduler's."""
         if job_ids:
-            await self.fetch("extend_jobs", scheduler_id, list(job_ids), duration, deadline=None)
+            await self._loop_fetch("extend_jobs", scheduler_id, list(job_ids), duration)
 
     async def release_job(self, scheduler_id: str, job: Job, result: JobResult) -> None:
         """Record how an attempt ended: run, fire and result, in one statement that other endings share.
 
         A failed attempt that the task's retry policy wants made again goes back into the queue under the same id.
         """
-        finish = Finish(
-            job=job,
-            scheduler_id=scheduler_id,
-            result=result,
-            attempt=self._attempts.get(job.id),
-            options=TaskOptions.from_metadata(job.metadata),
-        )
-        error = result.exception
-        if result.outcome is JobOutcome.error and not isinstance(error, _FINAL_ERRORS):
-            finish.retry_after = finish.options.retry.delay(finish.attempt or 1)
-        await self._finish(finish)
+        await self._finish(Finish.of(scheduler_id, job, result, self._attempts.get(job.id)))
 
     async def _finish(self, finish: Finish, *, deadline: float | None = None) -> None:
-        await self._finishes.submit(finish, deadline=deadline)
-        job, result = finish.job, finish.result
+        await self._finishing.put(finish, deadline=deadline)
+        job = finish.job
         self._attempts.pop(job.id, None)
         if finish.retry_after is not None:
             self._hint(JobAdded(job_id=job.id, task_id=job.task_id, schedule_id=job.schedule_id))
-        await self._emit([_job_released(finish.scheduler_id, job, result)])
-
-    async def _write_finishes(
-        self, finishes: Sequence[Finish], deadline: float | None
-    ) -> Sequence[BaseException | None]:
-        by_scheduler: dict[str, list[Finish]] = {}
-        for finish in finishes:
-            by_scheduler.setdefault(finish.scheduler_id, []).append(finish)
-        for scheduler_id, group in by_scheduler.items():
-            # A caller on another node may wait for a job whose result is kept.
-            awaited = [
-                _job_released(scheduler_id, finish.job, finish.result)
-                for finish in group
-                if finish.job.result_expiration_time > timedelta(0) and finish.retry_after is None
-            ]
-            arrays = rows.columns([self._finish_values(finish) for finish in group], 12)
-            await self.fetch("finish_jobs", scheduler_id, *arrays, *self._message(awaited), deadline=deadline)
-        return [None] * len(finishes)
-
-    def _finish_values(self, finish: Finish) -> tuple[Any, ...]:
-        result = finish.result
-        outcome, fire_state = _OUTCOMES[result.outcome]
-        error = None if result.exception is None else error_text(result.exception)
-        if isinstance(result.exception, TaskTimeout):
-            outcome = RunOutcome.timeout
-        stored: dict[str, bytes | None] = {"exception": None, "return_value": None}
-        if result.expires_at > result.finished_at:
-            for name in stored:
-                value = getattr(result, name)
-                try:
-                    text = None if value is None and name == "exception" else self.serializer.serialize(value)
-                    if text is not None and len(text) > MAX_RESULT_BYTES:
-                        raise UnsupportedValue(f"it has {len(text)} bytes, and {MAX_RESULT_BYTES} can be stored")
-                    stored[name] = text
-                except SerializationError as exc:
-                    error = error or f"it ran, but its result could not be stored: {exc}"[:MAX_ERROR_LENGTH]
-        elif result.outcome is JobOutcome.success:
-            stored["return_value"] = None
-        return (
-            finish.job.id,
-            finish.attempt,
-            str(outcome),
-            str(fire_state),
-            result.started_at and result.started_at - self.clock_offset,
-            result.finished_at - self.clock_offset,
-            error,
-            finish.retry_after,
-            result.outcome.name,
-            result.expires_at - self.clock_offset,
-            stored["exception"],
-            stored["return_value"],
-        )
+        await self._emit([finish.event()])
 
     async def get_job_result(self, job_id: UUID) -> JobResult | None:
         """Return the job's result, any number of times until it expires, or None if there is none."""
-        found = await self.fetch("job_result", job_id, deadline=self._deadline())
+        found = await self._user_fetch("job_result", job_id)
         return rows.result_from(found[0], self.serializer) if found else None
 
     async def _reap(self, scheduler_id: str | None, *, default: str) -> int:
         """End attempts of vanished nodes; with a scheduler's id, all that are claimed under it."""
-        lost = await self.fetch("reap_jobs", scheduler_id, default, deadline=None)
+        lost = await self._loop_fetch("reap_jobs", scheduler_id, default)
         for row in lost:
             event: Event
             if row["ends"]:
@@ -927,11 +640,11 @@ class PostgresDataStore(SQLAlchemyDataStore):
     async def cleanup(self) -> None:
         """Remove expired results and finished schedules, and end the attempts of vanished nodes, in small batches."""
         try:
-            while len(await self.fetch("purge_results", deadline=self._deadline())) == 1000:
+            while len(await self._user_fetch("purge_results")) == 1000:
                 pass
             while await self._reap(None, default="abandon") == 1000:
                 pass
-            while finished := await self.fetch("purge_finished_schedules", deadline=self._deadline()):
+            while finished := await self._user_fetch("purge_finished_schedules"):
                 await self._emit(
                     ScheduleRemoved(schedule_id=row["id"], task_id=row["task_id"], finished=True) for row in finished
                 )
@@ -945,19 +658,3 @@ def _first_from(schedule: Schedule, resume_from: datetime | None) -> datetime | 
     while resume_from is not None and fire_time is not None and fire_time < resume_from:
         fire_time = schedule.trigger.next()
     return fire_time
-
-
-def _job_released(scheduler_id: str, job: Job, result: JobResult) -> JobReleased:
-    error = result.exception
-    return JobReleased(
-        timestamp=result.finished_at,
-        job_id=job.id,
-        scheduler_id=scheduler_id,
-        task_id=job.task_id,
-        schedule_id=job.schedule_id,
-        scheduled_start=cast("datetime", job.scheduled_fire_time),
-        started_at=cast("datetime", result.started_at),
-        outcome=result.outcome,
-        exception_type=None if error is None else type(error).__qualname__,
-        exception_message=None if error is None else error_text(error),
-    )

@@ -50,11 +50,13 @@ class Reads:
     """The read queries of one store."""
 
     def __init__(self, store: PostgresDataStore) -> None:
-        self._store = store
+        self._database = store.database
         self._schema = quoted(store.schema or "duetime")
 
     async def _rows(self, sql: str, *arguments: Any) -> Sequence[Row]:
-        return await self._store.query(sql.replace("{s}", self._schema), *arguments)
+        return await self._database.query(
+            sql.replace("{s}", self._schema), *arguments, deadline=self._database.deadline()
+        )
 
     async def schedule(self, schedule_id: str) -> Row | None:
         """Which schedule has this id?"""

@@ -76,6 +76,19 @@ _named(
     """,
 )
 
+# Jobs that were claimed ahead of their time and have not started go with the definition that they were made from, and
+# so do their ledger rows: those fires have not happened. "changed" is the CTE of the schedules' ids.
+_TAKE_BACK = """
+    taken as (
+        delete from {s}.jobs j using changed c
+        where j.schedule_id = c.id and j.fire_time > clock_timestamp()
+        returning j.id, j.schedule_id, j.fire_time
+    ),
+    unfired as (
+        delete from {s}.fires f using taken t where f.schedule_id = t.schedule_id and f.fire_time = t.fire_time
+    )
+"""
+
 # -- schedules -------------------------------------------------------------------------------------------------------
 
 _NEW_SCHEDULES = """
@@ -103,6 +116,8 @@ _NEW_SCHEDULES = """
         {conflict}
         returning s.id, s.xmax = 0 as added
     ),
+    changed as (select id from put where not added),
+    {take_back},
     -- Wakes the other nodes, but only when they do not wake early enough by themselves: they do when another schedule
     -- is due before the new one. It must be due late enough for no node to be at work on it while this commits.
     told as (
@@ -117,11 +132,13 @@ _NEW_SCHEDULES = """
             )
         )
     )
-    select n.id, put.added, o.revision as stored_revision, (select count(*) from told) as told
+    select n.id, put.added, o.revision as stored_revision, (select count(*) from told) as told,
+        array(select t.id from taken t where t.schedule_id = n.id) as taken_back
     from new n
     left join put on put.id = n.id
     left join {s}.schedules o on o.id = n.id
 """
+_NEW_SCHEDULES = _NEW_SCHEDULES.replace("{take_back}", _TAKE_BACK.strip())
 _named("add_schedules", _NEW_SCHEDULES.replace("{conflict}", "on conflict (id) do nothing"))
 _named(
     "replace_schedules",
@@ -141,11 +158,13 @@ _named(
 )
 _named(
     "remove_schedules",
-    """
-    with doomed as (select id from {s}.schedules where id = any($1::text[]) order by id for update),
+    f"""
+    with changed as (select id from {{s}}.schedules where id = any($1::text[]) order by id for update),
+    {_TAKE_BACK.strip()},
     told as (select pg_notify($2, $3) where $3 <> '')
-    delete from {s}.schedules s using doomed where s.id = doomed.id
-    returning s.id, s.task_id, (select count(*) from told) as told
+    delete from {{s}}.schedules s using changed c where s.id = c.id
+    returning s.id, s.task_id, (select count(*) from told) as told,
+        array(select t.id from taken t where t.schedule_id = s.id) as taken_back
     """,
 )
 _named(
@@ -160,11 +179,11 @@ _named(
 _named(
     "acquire_schedules",
     f"""
-    -- Claims due schedules, earliest first. Index: schedules_due.
+    -- Claims schedules that are due, or will be within $4, earliest first. Index: schedules_due.
     with due as (
         select id from {{s}}.schedules
         where next_fire_time is not null and not paused and broken_reason is null
-          and next_fire_time <= now()
+          and next_fire_time <= now() + $4
           and (acquired_until is null or acquired_until < now() or acquired_by = $1)
         order by next_fire_time, id
         limit $3
@@ -255,6 +274,14 @@ _named(
         array(select id from released) as released,
         array(select id from job where acquired_by is not null) as claimed,
         array(select id from job where acquired_by is null) as queued,
+        -- Claimed ahead, while another node may still be at work on an earlier fire: looked at again when they start.
+        array(
+            select f.job_id from fire f join released r on r.id = f.schedule_id
+            where f.state = 'pending' and f.fire_time > now() and r.metadata ->> 'duetime.overlap' = 'skip'
+              and exists (
+                  select from {s}.jobs o where o.schedule_id = f.schedule_id and o.acquired_by is distinct from $1
+              )
+        ) as contested,
         (select min(acquired_until) from job) as leased_until,
         (select d.next_fire_time from {s}.schedules d
          where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
@@ -297,13 +324,16 @@ _named(
     """,
 )
 _named(
-    "pause_schedule",
-    """
-    with told as (select pg_notify($2, $3) where $3 <> '')
-    update {s}.schedules
+    "pause_schedules",
+    f"""
+    with changed as (select id from {{s}}.schedules where id = any($1::text[]) order by id for update),
+    {_TAKE_BACK.strip()},
+    told as (select pg_notify($2, $3) where $3 <> '')
+    update {{s}}.schedules s
     set paused = true, acquired_by = null, acquired_until = null, revision = gen_random_uuid(), updated_at = now()
-    where id = $1
-    returning id, task_id, next_fire_time, (select count(*) from told) as told
+    from changed c where s.id = c.id
+    returning s.id, s.task_id, s.next_fire_time, (select count(*) from told) as told,
+        array(select t.id from taken t where t.schedule_id = s.id) as taken_back
     """,
 )
 _named(
@@ -381,7 +411,7 @@ _named(
     f"""
     -- Claims due jobs within the limits of their tasks; see the function for how. Index: jobs_queue.
     select {JOB_COLUMNS}, clock_timestamp() as now
-    from {{s}}.claim_jobs_v1($1, $2, $3) j
+    from {{s}}.claim_jobs_v1($1, $2, $3, $4) j
     """,
 )
 _named(
@@ -392,6 +422,23 @@ _named(
         (select run_at from {s}.jobs where acquired_by is null order by run_at limit 1) as next_due,
         (select min(acquired_until) from {s}.jobs where acquired_by is not null) as next_expiry,
         clock_timestamp() as now
+    """,
+)
+_named(
+    "held_jobs",
+    """
+    -- Which of these jobs are still this node's?
+    select id from {s}.jobs where id = any($2::uuid[]) and acquired_by = $1
+    """,
+)
+_named(
+    "overlapped_jobs",
+    """
+    -- Which of these jobs have an unfinished one of an earlier fire of the same schedule? Index: jobs_by_schedule.
+    select j.id from {s}.jobs j
+    where j.id = any($1::uuid[]) and exists (
+        select from {s}.jobs o where o.schedule_id = j.schedule_id and o.fire_time < j.fire_time
+    )
     """,
 )
 _named(
@@ -450,11 +497,12 @@ _named(
         )
         select id, attempt, schedule_id, fire_time, run_at, task_id, $1, started_at, finished_at, outcome, error,
             retry_at
-        from mine order by finished_at
+        from mine where outcome is not null order by finished_at
     ),
     fire as (
         update {s}.fires f
-        set attempts = m.attempt,
+        set attempts = case when m.outcome is null then f.attempts else m.attempt end,
+            job_id = case when m.outcome is null then null else f.job_id end,
             state = case when m.retry_at is null then m.fire_state else f.state end,
             reason = coalesce(m.error, f.reason),
             finished_at = case when m.retry_at is null then m.finished_at end

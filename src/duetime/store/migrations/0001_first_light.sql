@@ -139,12 +139,12 @@ comment on table {schema}.job_results is 'Return values and errors, readable any
 
 create index job_results_expiry on {schema}.job_results (expires_at);
 
--- Claims up to p_limit queued jobs that are due, oldest first, and returns them.
+-- Claims up to p_limit queued jobs that are due, or will be within p_ahead, oldest first, and returns them.
 --
 -- A task with max_running_jobs gets no more than its free places, counted from job rows with a live lease. The rows of
 -- such tasks are locked first, in a statement of their own: the count below then has a snapshot taken after the lock,
--- so two nodes can never both see the same free place.
-create function {schema}.claim_jobs_v1(p_node text, p_lease interval, p_limit integer)
+-- so two nodes can never both see the same free place. Their jobs are not claimed ahead, which would hold a place idle.
+create function {schema}.claim_jobs_v1(p_node text, p_lease interval, p_ahead interval, p_limit integer)
 returns setof {schema}.jobs
 language plpgsql as $$
 begin
@@ -172,7 +172,7 @@ begin
         select j.id, j.run_at
         from {schema}.jobs j
         where j.acquired_by is null
-          and j.run_at <= clock_timestamp()
+          and j.run_at <= clock_timestamp() + p_ahead
           and not exists (select from room where room.id = j.task_id)
         order by j.run_at, j.id
         limit p_limit

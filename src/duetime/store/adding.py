@@ -1,0 +1,208 @@
+"""Adding schedules: checked, in groups, each call returning after its commit (promise 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+from apscheduler import ConflictPolicy, Event, Schedule, ScheduleAdded
+from apscheduler.abc import Serializer
+
+from ..errors import ArgumentsTooLarge, InvalidScheduleId, ScheduleExists, UnsupportedValue
+from . import rows
+from .batches import GroupCommit
+from .database import Database, Fetch, Row
+from .transactions import current_transaction
+
+MAX_ID_LENGTH = 500
+_LARGEST_GROUP = 500
+_COLUMNS = 17
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+def check_schedule_id(schedule_id: str) -> str:
+    """Return the id if it can be stored.
+
+    :raises InvalidScheduleId: if it is empty, longer than 500 characters, or not printable
+    """
+    if not 1 <= len(schedule_id) <= MAX_ID_LENGTH:
+        raise InvalidScheduleId(
+            f"expected a schedule id of 1 to {MAX_ID_LENGTH} characters, got one of {len(schedule_id)}. "
+            f"Leave it out to get a new one."
+        )
+    if not schedule_id.isprintable():
+        raise InvalidScheduleId(
+            f"expected a schedule id of printable characters, got {ascii(schedule_id[:100])}. "
+            f"Leave it out to get a new one."
+        )
+    return schedule_id
+
+
+def check_size(args: bytes, kwargs: bytes, most: int | None) -> None:
+    """Check the size of serialized arguments.
+
+    :raises ArgumentsTooLarge: if they have more than ``most`` bytes
+    """
+    size = len(args) + len(kwargs)
+    if most is not None and size > most:
+        raise ArgumentsTooLarge(
+            f"expected arguments of at most {most} bytes, got {size}. Store the data elsewhere and pass its key, or "
+            f"raise DUETIME_MAX_ARGUMENTS_BYTES."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """A schedule on its way into the store."""
+
+    schedule: Schedule
+    values: tuple[Any, ...]
+    policy: ConflictPolicy
+    # Tells a schedule that an earlier, unanswered attempt of the same call has stored from somebody else's.
+    revision: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What became of a schedule that was to be stored.
+
+    :ivar added: whether it is new; False: it took the place of another, or another was kept
+    :ivar taken_back: jobs of the replaced definition that had not started and were taken back
+    """
+
+    added: bool
+    taken_back: tuple[UUID, ...] = ()
+
+
+class ScheduleWriter:
+    """Writes new schedules, those of concurrent calls in one statement and commit.
+
+    :param message: makes channel and payload of the notification that rides in the statement
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        serializer: Serializer,
+        message: Callable[[Sequence[Event]], tuple[str, str]],
+        max_arguments_bytes: int | None,
+    ) -> None:
+        self._database = database
+        self._serializer = serializer
+        self._message = message
+        self._max_arguments_bytes = max_arguments_bytes
+        self._group: GroupCommit[NewSchedule, Put] = GroupCommit(self._write, largest=_LARGEST_GROUP)
+
+    def _checked(self, schedule: Schedule, policy: ConflictPolicy) -> NewSchedule:
+        check_schedule_id(schedule.id)
+        values = rows.schedule_values(schedule, self._serializer)
+        check_size(values[3], values[4], self._max_arguments_bytes)
+        return NewSchedule(schedule, values, policy, uuid4())
+
+    async def put(self, schedule: Schedule, policy: ConflictPolicy) -> Put:
+        """Store one schedule; in the caller's transaction if there is one."""
+        new = self._checked(schedule, policy)
+        if transaction := current_transaction.get():
+            await self._database.prepare()
+            [outcome] = await self._put([new], transaction.fetch)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+        try:
+            return await self._group.submit(new, deadline=self._database.deadline())
+        except TimeoutError as exc:
+            raise self._database.unavailable(
+                f"The schedule {schedule.id!r} may have been stored or not: look before adding it again."
+            ) from (self._database.outage or exc)
+
+    async def put_all(self, schedules: Sequence[Schedule], policy: ConflictPolicy) -> list[Put]:
+        """Store many schedules in one statement: all of them, or none.
+
+        :raises ScheduleExists: if an id is taken, or given twice, and the policy is ``exception``
+        """
+        new = [self._checked(schedule, policy) for schedule in schedules]
+        transaction = current_transaction.get()
+        if transaction is not None:
+            await self._database.prepare()
+            fetch: Fetch = transaction.fetch
+            outcomes = await self._put(new, fetch)
+        else:
+            deadline = self._database.deadline()
+
+            async def all_or_none(connection: asyncpg.Connection) -> list[Put | BaseException]:
+                # One statement needs no transaction around it; a refused id has to undo the others.
+                async with connection.transaction():
+                    outcomes = await self._put(new, connection.fetch)
+                    _raise_first(outcomes)
+                    return outcomes
+
+            outcomes = await self._database.attempt(all_or_none, deadline=deadline)
+        _raise_first(outcomes)
+        return [outcome for outcome in outcomes if isinstance(outcome, Put)]
+
+    async def _write(self, group: Sequence[NewSchedule], deadline: float | None) -> Sequence[Put | BaseException]:
+        """Write a group of concurrent calls: one statement for those that replace, one for the others."""
+
+        async def fetch(statement: str, *arguments: Any) -> Sequence[Row]:
+            return await self._database.query(statement, *arguments, deadline=deadline)
+
+        try:
+            return await self._put(group, fetch)
+        except (asyncpg.PostgresError, ValueError) as exc:
+            if len(group) == 1:
+                return [UnsupportedValue(f"expected a schedule that PostgreSQL can store, got: {exc}.")]
+            # One of them cannot be stored: find out which, and store the others.
+            alone = [await self._write([new], deadline) for new in group]
+            return [outcome for [outcome] in alone]
+
+    async def _put(self, group: Sequence[NewSchedule], fetch: Fetch) -> list[Put | BaseException]:
+        outcomes: dict[int, Put | BaseException] = {}
+        remaining = list(enumerate(group))
+        while remaining:
+            # A statement takes each id once, and either replaces or does not.
+            replaces = remaining[0][1].policy is ConflictPolicy.replace
+            batch, later, ids = [], [], set()
+            for place, new in remaining:
+                if (new.policy is ConflictPolicy.replace) == replaces and new.schedule.id not in ids:
+                    ids.add(new.schedule.id)
+                    batch.append((place, new))
+                else:
+                    later.append((place, new))
+            remaining = later
+            arrays = rows.columns([(*new.values, new.revision) for _, new in batch], _COLUMNS)
+            found = await fetch(
+                self._database.statements["replace_schedules" if replaces else "add_schedules"],
+                *arrays,
+                *self._message(_earliest([new.schedule for _, new in batch])),
+            )
+            by_id = {row["id"]: row for row in found}
+            for place, new in batch:
+                outcomes[place] = _outcome(new, by_id[new.schedule.id])
+        return [outcomes[place] for place in range(len(group))]
+
+
+def _earliest(schedules: Sequence[Schedule]) -> list[Event]:
+    """Return the one event that wakes the other nodes early enough for all the schedules."""
+    due = [schedule for schedule in schedules if schedule.next_fire_time is not None and not schedule.paused]
+    first = min(due, key=lambda schedule: schedule.next_fire_time or _LAST, default=None)
+    if first is None:
+        return []
+    return [ScheduleAdded(schedule_id=first.id, task_id=first.task_id, next_fire_time=first.next_fire_time)]
+
+
+def _outcome(new: NewSchedule, row: Row) -> Put | BaseException:
+    if row["added"] is not None or row["stored_revision"] == new.revision:
+        return Put(row["added"] is not False, tuple(row["taken_back"] or ()))
+    if new.policy is ConflictPolicy.exception:
+        return ScheduleExists(new.schedule.id)
+    return Put(added=False)
+
+
+def _raise_first(outcomes: Sequence[Put | BaseException]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -1,0 +1,165 @@
+"""One database: runs the named statements, again after transient failures, and remembers how it does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from logging import Logger, getLogger
+from typing import Any, TypeVar
+
+import asyncpg
+
+from ..errors import StoreUnavailable
+from .clock import DatabaseClock
+from .connections import Connections, is_transient
+from .schema import migrate
+from .statements import Statements
+from .transactions import current_transaction
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Fetch = Callable[..., Awaitable[Sequence[Row]]]
+
+STATEMENT_TIMEOUT = 30.0
+"""Seconds after which a statement that nobody's deadline ends is given up and tried on another connection."""
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0
+
+_NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError)
+
+
+class Database:
+    """Runs statements of one schema.
+
+    :param connections: where connections come from
+    :param schema: name of the schema; made, or brought to this release's version, before the first statement
+    :param call_timeout: how long a call of user code may wait for the database
+    :param from_scratch: erase what is stored before the first statement
+    :ivar outage: why the database last failed to answer; None while it answers
+    :ivar clock: the database's clock
+    """
+
+    def __init__(
+        self, connections: Connections, schema: str, *, call_timeout: timedelta, from_scratch: bool = False
+    ) -> None:
+        self.connections = connections
+        self.schema = schema
+        self.statements = Statements(schema)
+        self.clock = DatabaseClock()
+        self.outage: BaseException | None = None
+        self.logger: Logger = getLogger(__name__)
+        self._call_timeout = call_timeout.total_seconds()
+        self._from_scratch = from_scratch
+        self._migrated = False
+        self._migrating = asyncio.Lock()
+
+    def deadline(self) -> float:
+        """Return when a user's call that begins now has to end, in loop time."""
+        return asyncio.get_running_loop().time() + self._call_timeout
+
+    def unavailable(self, what: str = "") -> StoreUnavailable:
+        """Return the error for a call that has reached its deadline.
+
+        :param what: a further sentence
+        """
+        cause = self.outage
+        got = "no answer" if cause is None else f"{type(cause).__name__}: {cause}".rstrip(".")
+        return StoreUnavailable(
+            f"expected the database to answer within {self._call_timeout:g} s, got {got}. "
+            f"{what or 'Check DATABASE_URL and the server, then try again.'}"
+        )
+
+    async def attempt(self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, deadline: float | None) -> T:
+        """Run ``work`` on a connection, again after transient failures, until it succeeds.
+
+        :param deadline: loop time at which to give up; None: never
+        :raises StoreUnavailable: at the deadline
+        """
+        loop = asyncio.get_running_loop()
+        wait = 0.0
+        while True:
+            remaining = STATEMENT_TIMEOUT if deadline is None else min(STATEMENT_TIMEOUT, deadline - loop.time())
+            try:
+                if remaining <= 0:
+                    raise TimeoutError("no answer in time")
+                async with self.connections.acquire(remaining) as connection, asyncio.timeout(remaining):
+                    if not self._migrated:
+                        await self._migrate(connection)
+                    outcome = await work(connection)
+            except _NO_SCHEMA as exc:
+                if not self._migrated:
+                    raise
+                self._migrated = False  # somebody dropped the schema: make it anew
+                self._lost(exc)
+            except Exception as exc:
+                if not is_transient(exc):
+                    raise
+                self._lost(exc)
+            else:
+                if self.outage is not None:
+                    self.outage = None
+                    self.logger.info("The database answers again")
+                return outcome
+            wait = min(_LONGEST_WAIT, wait * 2 or _FIRST_WAIT)
+            if deadline is not None and loop.time() + wait >= deadline:
+                raise self.unavailable() from self.outage
+            await asyncio.sleep(wait)
+
+    def _lost(self, exc: BaseException) -> None:
+        if self.outage is None:
+            self.logger.warning("The database does not answer (%s: %s); trying again", type(exc).__name__, exc)
+        self.outage = exc
+
+    async def _migrate(self, connection: asyncpg.Connection) -> None:
+        async with self._migrating:
+            if not self._migrated:
+                await migrate(connection, self.schema, from_scratch=self._from_scratch)
+                self._from_scratch = False  # once: a second start must not erase what the first one stored
+                self._migrated = True
+
+    async def open(self, *, deadline: float | None) -> None:
+        """Connect and make sure that the schema is there.
+
+        :param deadline: loop time at which to give up; None: never
+        """
+
+        async def nothing(_connection: asyncpg.Connection) -> None:
+            """The attempt itself is what is wanted."""
+
+        await self.attempt(nothing, deadline=deadline)
+
+    async def query(self, sql: str, *arguments: Any, deadline: float | None) -> list[Row]:
+        """Run a statement and return its rows.
+
+        A row with a column ``now`` carries the database's time, from which the clock learns.
+
+        :param deadline: loop time at which to give up; None: never
+        """
+
+        async def work(connection: asyncpg.Connection) -> list[Row]:
+            asked_at = time.monotonic()
+            rows: list[Row] = await connection.fetch(sql, *arguments)
+            if rows and "now" in rows[0].keys():  # noqa: SIM118 - `in` looks at a record's values
+                self.clock.learn(rows[0]["now"], asked_at, time.monotonic())
+            return rows
+
+        return await self.attempt(work, deadline=deadline)
+
+    async def fetch(self, name: str, *arguments: Any, deadline: float | None) -> list[Row]:
+        """Run a named statement and return its rows; see :meth:`query`."""
+        return await self.query(self.statements[name], *arguments, deadline=deadline)
+
+    async def fetch_for_user(self, name: str, *arguments: Any) -> Sequence[Row]:
+        """Run a named statement in the caller's transaction if there is one, else on its own, within the deadline."""
+        transaction = current_transaction.get()
+        if transaction is None:
+            return await self.fetch(name, *arguments, deadline=self.deadline())
+        await self.prepare()
+        return await transaction.fetch(self.statements[name], *arguments)
+
+    async def prepare(self) -> None:
+        """Make sure that the schema is there before a statement runs in somebody else's transaction."""
+        if not self._migrated:
+            await self.open(deadline=self.deadline())

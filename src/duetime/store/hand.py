@@ -1,0 +1,75 @@
+"""Jobs that a node has claimed and not started: it holds them in its hand until their time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from uuid import UUID
+
+from apscheduler import Job
+
+
+@dataclass(order=True, slots=True)
+class Card:
+    """A claimed job.
+
+    :ivar due: database time from which it may start, in seconds since 1970
+    :ivar contested: whether another node may have unfinished work of the same schedule
+    :ivar decides_overlap: whether an overlapping job is looked for when it starts, because it was claimed ahead
+    """
+
+    due: float
+    order: int
+    job: Job = field(compare=False)
+    decides_overlap: bool = field(compare=False, default=False)
+    contested: bool = field(compare=False, default=False)
+
+
+class Hand:
+    """Claimed jobs by the time they may start, earliest first; of the same time in the order they came."""
+
+    def __init__(self) -> None:
+        self._cards: list[Card] = []
+        self._order = count()
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+    def __iter__(self) -> Iterator[Card]:
+        return iter(self._cards)
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next job may start; None when there is none."""
+        return self._cards[0].due if self._cards else None
+
+    def take(self, job: Job, due: float, *, decides_overlap: bool = False, contested: bool = False) -> None:
+        """Hold a job until ``due``."""
+        heapq.heappush(self._cards, Card(due, next(self._order), job, decides_overlap, contested))
+
+    def put_back(self, cards: Collection[Card]) -> None:
+        """Hold cards again that were drawn or set aside."""
+        for card in cards:
+            heapq.heappush(self._cards, card)
+
+    def draw(self, now: float, most: int) -> list[Card]:
+        """Give away up to ``most`` jobs whose time has come."""
+        drawn: list[Card] = []
+        while self._cards and len(drawn) < most and self._cards[0].due <= now:
+            drawn.append(heapq.heappop(self._cards))
+        return drawn
+
+    def set_aside(self, *, schedules: Collection[str] = (), jobs: Collection[UUID] = ()) -> list[Card]:
+        """Give away the jobs of these schedules, and these jobs, whether or not their time has come."""
+        chosen = [card for card in self._cards if card.job.schedule_id in schedules or card.job.id in jobs]
+        if chosen:
+            gone = {card.order for card in chosen}
+            self._cards = [card for card in self._cards if card.order not in gone]
+            heapq.heapify(self._cards)
+        return chosen
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._cards.clear()
