@@ -301,7 +301,7 @@ class Service:
             times = [schedule.next_fire_time.astimezone(zone), *later]
         task_options = TaskOptions.from_metadata(schedule.metadata)
         options: dict[str, Any] = {
-            **{key.removeprefix(METADATA_PREFIX): value for key, value in task_options.to_metadata().items()},
+            **task_options.shown(),
             "coalesce": schedule.coalesce.name,
             "misfire_grace_time": _seconds(schedule.misfire_grace_time),
             "max_jitter": _seconds(schedule.max_jitter),

@@ -98,12 +98,27 @@ class TaskOptions:
     on_crash: OnCrash = OnCrash.retry
 
     def to_metadata(self) -> dict[str, Any]:
-        """Return the options as APScheduler metadata (flat keys, JSON values, seconds)."""
-        return {
-            f"{METADATA_PREFIX}timeout": None if self.timeout is None else self.timeout.total_seconds(),
-            f"{METADATA_PREFIX}retry": self.retry.model_dump(),
+        """Return the options as APScheduler metadata (flat keys, JSON values, seconds).
+
+        What says "no limit" and "no retry" is left out: metadata rides with every schedule and every job.
+        """
+        metadata: dict[str, Any] = {
             f"{METADATA_PREFIX}overlap": str(self.overlap),
             f"{METADATA_PREFIX}on_crash": str(self.on_crash),
+        }
+        if self.timeout is not None:
+            metadata[f"{METADATA_PREFIX}timeout"] = self.timeout.total_seconds()
+        if self.retry != NO_RETRY:
+            metadata[f"{METADATA_PREFIX}retry"] = self.retry.model_dump()
+        return metadata
+
+    def shown(self) -> dict[str, Any]:
+        """Return the options as doors show them: all of them, in seconds."""
+        return {
+            "timeout": None if self.timeout is None else self.timeout.total_seconds(),
+            "retry": self.retry.model_dump(),
+            "overlap": str(self.overlap),
+            "on_crash": str(self.on_crash),
         }
 
     @classmethod
@@ -157,6 +172,13 @@ def _argument_adapter(func: Callable[..., Any]) -> TypeAdapter[tuple[tuple[Any, 
         return TypeAdapter(cast("Any", bare), config=config)
 
 
+def _parameter_names(func: Callable[..., Any]) -> list[str]:
+    """Return the function's parameters as a signature shows them, without annotations and defaults."""
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = inspect.signature(func).parameters.values()
+    return [f"{marks.get(parameter.kind, '')}{parameter.name}" for parameter in parameters]
+
+
 def storable(value: Any) -> Any:
     """Return the value with Pydantic models and dataclasses replaced by their JSON form, at any depth.
 
@@ -206,7 +228,7 @@ class RegisteredTask:
             ]
             listed = "; ".join(f"{detail['where']}: {detail['problem']}" for detail in details)
             raise InvalidArguments(
-                f"expected arguments that fit {self.name}{inspect.signature(self.func)}, got: {listed}. "
+                f"expected arguments that fit {self.name}({', '.join(_parameter_names(self.func))}), got: {listed}. "
                 f"`GET /tasks` shows the JSON Schema of each task's arguments.",
                 details=details,
             ) from None
@@ -220,13 +242,12 @@ class RegisteredTask:
         except PydanticInvalidForJsonSchema:
             schema = {}
         doc = inspect.getdoc(self.func) or ""
-        options = {key.removeprefix(METADATA_PREFIX): value for key, value in self.options.to_metadata().items()}
         return Task(
             name=self.name,
             aliases=list(self.aliases),
             description=doc.split("\n\n")[0].replace("\n", " "),
             arguments=schema,
-            options=options,
+            options=self.options.shown(),
         )
 
 

@@ -36,8 +36,7 @@ def check_schedule_id(schedule_id: str) -> str:
         )
     if not schedule_id.isprintable():
         raise InvalidScheduleId(
-            f"expected a schedule id of printable characters, got {ascii(schedule_id[:100])}. "
-            f"Leave it out to get a new one."
+            f"expected a schedule id of printable characters, got {schedule_id[:100]!a}. Leave it out to get a new one."
         )
     return schedule_id
 

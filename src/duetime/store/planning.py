@@ -129,6 +129,7 @@ def plan(
     revision: UUID,
     now: datetime,
     *,
+    trigger: Trigger | None = None,
     look_ahead: timedelta = _ZERO,
     max_steps: int | None = None,
 ) -> Plan:
@@ -138,10 +139,12 @@ def plan(
     coalesced; with ``all`` each runs, whether or not their jobs overlap. A fire beyond its grace time is recorded as
     missed. The trigger is advanced; nothing else is changed.
 
+    :param trigger: the schedule's trigger, where ``schedule.trigger`` is a stand-in for it
     :param look_ahead: fires that will be due within this are planned too; each of them runs
     :raises TooFarBehind: when ``max_steps`` are given and do not suffice
     """
-    result = Plan(schedule, revision, schedule.trigger, last_fire_time=schedule.last_fire_time)
+    trigger = trigger or schedule.trigger
+    result = Plan(schedule, revision, trigger, last_fire_time=schedule.last_fire_time)
     first = schedule.next_fire_time
     if first is None:  # nothing is due; only a caller outside the loop can hold such a schedule
         return result
@@ -150,7 +153,7 @@ def plan(
     due: list[datetime] = []
     ahead: list[datetime] = []
     passed = 0  # coalesced fires too many for a ledger row each
-    times = times_after(schedule.trigger, first)
+    times = times_after(trigger, first)
     following: datetime | None = first
     try:
         for step in range(MAX_STEPS):

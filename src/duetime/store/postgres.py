@@ -113,6 +113,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
     _event_broker: EventBroker = attrs.field(init=False, factory=lambda: PostgresEventBroker(""))
     _logger: Logger = attrs.field(init=False, factory=lambda: getLogger(__name__))
     _tasks: dict[str, Task] = attrs.field(init=False, factory=dict)
+    _looking_up: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _holds: dict[str, _Hold] = attrs.field(init=False, factory=dict)
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
     _breath: Breath = attrs.field(init=False, factory=Breath)
@@ -229,10 +230,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         if task := self._tasks.get(task_id):
             return task
-        found = await self._user_fetch("tasks", task_id)
-        if not found:
-            raise TaskLookupError(task_id)
-        task = self._tasks[task_id] = rows.task_from(found[0])
+        async with self._looking_up:  # the first calls of many handlers at once ask once
+            if task := self._tasks.get(task_id):
+                return task
+            found = await self._user_fetch("tasks", task_id)
+            if not found:
+                raise TaskLookupError(task_id)
+            task = self._tasks[task_id] = rows.task_from(found[0])
         return task
 
     async def get_tasks(self) -> list[Task]:
@@ -324,7 +328,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 broken.append((row["id"], exc))
                 continue
             self._holds[row["id"]] = _Hold(made)
-            schedules.append(attrs.evolve(made.schedule, trigger=PlannedTrigger(made.trigger)))
+            schedules.append(made.schedule)
             await breath.taken()
         if broken:
             reasons = [f"it cannot be read: {exc}"[:MAX_ERROR_LENGTH] for _, exc in broken]
@@ -335,12 +339,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
     async def _plan(self, row: Row, look_ahead: timedelta) -> Plan:
         """Decide what becomes of a claimed schedule's fires; off the event loop if there are many to look at."""
         revision, now = row["revision"], row["now"]
+        trigger = self.serializer.deserialize(row["trigger"])
+        schedule = rows.schedule_from(row, self.serializer, trigger=PlannedTrigger(trigger))
         try:
-            schedule = rows.schedule_from(row, self.serializer)
-            return plan(schedule, revision, now, look_ahead=look_ahead, max_steps=STEPS_ON_THE_LOOP)
+            return plan(schedule, revision, now, trigger=trigger, look_ahead=look_ahead, max_steps=STEPS_ON_THE_LOOP)
         except TooFarBehind:
-            schedule = rows.schedule_from(row, self.serializer)
-            return await asyncio.to_thread(plan, schedule, revision, now, look_ahead=look_ahead)
+            trigger = self.serializer.deserialize(row["trigger"])
+            return await asyncio.to_thread(plan, schedule, revision, now, trigger=trigger, look_ahead=look_ahead)
 
     def _look_ahead(self) -> timedelta:
         """Return how long before their time schedules are claimed."""

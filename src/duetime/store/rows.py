@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from apscheduler import Job, JobResult, Schedule, Task
-from apscheduler.abc import Serializer
+from apscheduler.abc import Serializer, Trigger
 
 from ..records import Engine
 from ..tasks import METADATA_PREFIX
@@ -24,15 +24,16 @@ def task_from(row: Row) -> Task:
     return Task(**{**dict(row), "metadata": json.loads(row["metadata"])})
 
 
-def schedule_from(row: Row, serializer: Serializer) -> Schedule:
+def schedule_from(row: Row, serializer: Serializer, *, trigger: Trigger | None = None) -> Schedule:
     """Return the schedule of a row.
 
+    :param trigger: what the schedule gets in place of its stored trigger, which is then not read
     :raises apscheduler.DeserializationError: if the trigger or the arguments cannot be read
     """
     return Schedule(
         id=row["id"],
         task_id=row["task_id"],
-        trigger=serializer.deserialize(row["trigger"]),
+        trigger=trigger or serializer.deserialize(row["trigger"]),
         args=serializer.deserialize(row["args"]),
         kwargs=serializer.deserialize(row["kwargs"]),
         paused=row["paused"],
