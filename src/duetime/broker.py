@@ -210,8 +210,12 @@ class PostgresEventBroker(EventBroker):
         return text if "\n" in text else ""
 
     def has_subscribers(self, event_type: type[Event]) -> bool:
-        """Return whether anybody on this node wants events of the type."""
-        return any(s.event_types is None or event_type in s.event_types for s in self._subscriptions)
+        """Return whether anybody on this node wants events of the type, the scheduler's own job loop aside."""
+        return any(
+            subscription.event_types is None
+            or (event_type in subscription.event_types and subscription.event_types != _JOB_LOOP)
+            for subscription in self._subscriptions
+        )
 
     def nudge_workers(self) -> None:
         """Make this node's job loop ask for jobs, without an event that other subscribers would see."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from .records import Engine, FireState, RunOutcome, ScheduleState
 from .tasks import Overlap, Retry
 from .triggers import TriggerSpec
+
+LONGEST = 3_155_760_000
+"""Seconds in a hundred years. No duration may be longer, so that now plus a duration is always a date."""
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class Command(BaseModel):
@@ -25,19 +32,24 @@ class ScheduleOptions(Command):
         Overlap | None, Field(description="When a fire is due and the schedule's last job is still going.")
     ] = None
     misfire_grace_time: Annotated[
-        float | None, Field(ge=0, description="Seconds a start may be late before the fire counts as missed.")
+        float | None,
+        Field(ge=0, le=LONGEST, description="Seconds a start may be late before the fire counts as missed."),
     ] = None
     coalesce: Annotated[
         str | None,
         Field(pattern="^(earliest|latest|all)$", description="Which fires run when several are due at once."),
     ] = None
-    max_jitter: Annotated[float | None, Field(ge=0, description="Random delay of each fire, up to this.")] = None
-    timeout: Annotated[float | None, Field(gt=0, description="Seconds a run may take.")] = None
+    max_jitter: Annotated[
+        float | None, Field(ge=0, le=LONGEST, description="Random delay of each fire, up to this.")
+    ] = None
+    timeout: Annotated[float | None, Field(gt=0, le=LONGEST, description="Seconds a run may take.")] = None
     retry: Annotated[Retry | None, Field(description="When and how often a failed run is tried again.")] = None
     on_crash: Annotated[
         str | None, Field(pattern="^(retry|abandon)$", description="What happens to a job whose node died.")
     ] = None
-    result_ttl: Annotated[float | None, Field(ge=0, description="Seconds the return value stays readable.")] = None
+    result_ttl: Annotated[
+        float | None, Field(ge=0, le=LONGEST, description="Seconds the return value stays readable.")
+    ] = None
 
 
 class NewSchedule(Command):
@@ -90,7 +102,10 @@ class ScheduleQuery(PageRequest):
     tag: str | None = None
     state: ScheduleState | None = None
     engine: Engine | None = None
-    due_before: Annotated[datetime | None, Field(description="Only schedules due before this instant.")] = None
+    due_before: Annotated[
+        Annotated[datetime, AfterValidator(_utc)] | None,
+        Field(description="Only schedules due before this instant; read as UTC without an offset."),
+    ] = None
     search: Annotated[str | None, Field(max_length=200, description="Part of the id or the task's name.")] = None
 
 

@@ -17,7 +17,7 @@ from .commands import FireQuery, NewJob, NewSchedule, PageRequest, RunQuery, Sch
 from .errors import DuetimeError, InvalidRequest, RunNotFound, ScheduleNotFound
 from .store import PostgresDataStore
 from .store.adding import check_schedule_id
-from .store.reads import MAX_LIMIT, Reads, decode_cursor, encode_cursor
+from .store.reads import MAX_LIMIT, NEVER_STORED, Reads, decode_cursor, encode_cursor
 from .store.rows import ENGINE, TAGS, schedule_from
 from .tasks import METADATA_PREFIX, TaskOptions, TaskRegistry, storable
 from .triggers import describe, parse, to_json, upcoming
@@ -106,7 +106,7 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        row = await self._reads.schedule(schedule_id)
+        row = await self._reads.schedule(_storable_id(schedule_id))
         if row is None:
             raise ScheduleNotFound(schedule_id)
         return self._schedule(row)
@@ -116,7 +116,9 @@ class Service:
 
         :raises InvalidCursor: if ``after`` is not a cursor of this list
         :raises UnknownTask: if the task filter names no registered task
+        :raises InvalidRequest: if a filter has characters that are never stored
         """
+        _check_texts(query)
         cursor = decode_cursor(query.after, str)
         limit = _clamp(query)
         rows = await self._reads.schedules(
@@ -136,7 +138,7 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        if await self._reads.schedule(schedule_id) is None:
+        if await self._reads.schedule(_storable_id(schedule_id)) is None:
             raise ScheduleNotFound(schedule_id)
         await self._scheduler.remove_schedule(schedule_id)
 
@@ -145,7 +147,7 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        await self._scheduler.pause_schedule(schedule_id)
+        await self._scheduler.pause_schedule(_storable_id(schedule_id))
         return await self.get(schedule_id)
 
     async def resume(self, schedule_id: str) -> records.Schedule:
@@ -166,7 +168,7 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        job_id = await self._store.run_schedule(schedule_id)
+        job_id = await self._store.run_schedule(_storable_id(schedule_id))
         [fire] = await self._reads.fires(limit=1, schedule_id=schedule_id, job_id=job_id)
         return _new_job(job_id, fire["task"], fire["fire_time"], schedule_id)
 
@@ -199,7 +201,9 @@ class Service:
         """Return a page of the ledger, newest fire first.
 
         :raises InvalidCursor: if ``after`` is not a cursor of this list
+        :raises InvalidRequest: if a filter has characters that are never stored
         """
+        _check_texts(query)
         cursor = decode_cursor(query.after, datetime, str)
         limit = _clamp(query)
         rows = await self._reads.fires(
@@ -215,7 +219,9 @@ class Service:
 
         :raises InvalidCursor: if ``after`` is not a cursor of this list
         :raises UnknownTask: if the task filter names no registered task
+        :raises InvalidRequest: if a filter has characters that are never stored
         """
+        _check_texts(query)
         cursor = decode_cursor(query.after, int)
         limit = _clamp(query)
         rows = await self._reads.runs(
@@ -406,6 +412,29 @@ def _seconds(duration: timedelta | None) -> float | None:
 def _plain(value: Any) -> Any:
     """Return stored arguments as JSON shows them."""
     return to_jsonable_python(value, fallback=str, bytes_mode="base64", inf_nan_mode="strings")
+
+
+def _storable_id(schedule_id: str) -> str:
+    """Return the id of a schedule that may be stored.
+
+    :raises ScheduleNotFound: if no schedule can have this id
+    """
+    if NEVER_STORED.search(schedule_id):
+        raise ScheduleNotFound(schedule_id)
+    return schedule_id
+
+
+def _check_texts(query: PageRequest) -> None:
+    """Do nothing if PostgreSQL takes all texts of a query.
+
+    :raises InvalidRequest: naming the first that it does not take
+    """
+    for name, value in query:
+        if isinstance(value, str) and NEVER_STORED.search(value):
+            raise InvalidRequest(
+                f"expected {name} without NUL characters and lone surrogates, which nothing stored has, got "
+                f"{value[:80]!a}."
+            )
 
 
 def _clamp(query: PageRequest) -> int:

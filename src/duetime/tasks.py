@@ -71,9 +71,13 @@ class Retry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_attempts: Annotated[int, Field(ge=1, le=1000, description="Attempts in all, the first included.")] = 5
-    backoff: Annotated[float, Field(ge=0, description="Seconds before the second attempt.")] = 1.0
-    factor: Annotated[float, Field(ge=1, description="Each further wait is this many times the one before.")] = 2.0
-    max_backoff: Annotated[float, Field(ge=0, description="No wait is longer than this, in seconds.")] = 300.0
+    backoff: Annotated[float, Field(ge=0, le=31_536_000, description="Seconds before the second attempt.")] = 1.0
+    factor: Annotated[
+        float, Field(ge=1, le=1000, description="Each further wait is this many times the one before.")
+    ] = 2.0
+    max_backoff: Annotated[
+        float, Field(ge=0, le=31_536_000, description="No wait is longer than this, in seconds.")
+    ] = 300.0
     jitter: Annotated[float, Field(ge=0, le=1, description="Random part of each wait, as a fraction.")] = 0.1
 
     def delay(self, attempt: int) -> timedelta | None:

@@ -23,6 +23,7 @@ from apscheduler import (
     Job,
     JobAdded,
     JobOutcome,
+    JobReleased,
     JobResult,
     Schedule,
     ScheduleAdded,
@@ -76,6 +77,9 @@ class NodeDataStore(PostgresDataStore):
     _background: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
     _schedules_wake: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _jobs_wake: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    # Whether the job loop is asking for jobs; when it is not, it waits to be told that there is room for more.
+    _is_asked: bool = attrs.field(init=False, default=False)
+    _is_nudging: bool = attrs.field(init=False, default=False)
     _ended: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     # When the next schedule is due that this node does not hold (database time), if that is known.
     _next_due: float | None = attrs.field(init=False, default=None)
@@ -289,17 +293,42 @@ class NodeDataStore(PostgresDataStore):
 
         The loop itself would sleep by the host's clock, and wake only for events.
         """
-        if not self._next_due_known and not self.stopping:
-            next_due = await super().get_next_schedule_run_time()
-            self._next_due = None if next_due is None else next_due.timestamp()
-        self._next_due_known = False
+        clock = self.database.clock
+        while True:
+            if not self._next_due_known and not self.stopping:
+                await self._look()
+            self._next_due_known = False
+            now = clock.timestamp()
+            polls_at = now + self.poll_interval.total_seconds()
+            claims_at = None if self._next_due is None or self.stopping else self._next_due - self._margin
+            self._wakes_at = polls_at if claims_at is None else min(polls_at, claims_at)
+            is_woken = await _wait(self._schedules_wake, self._wakes_at - now)
+            if is_woken or (claims_at is not None and claims_at <= polls_at):
+                return datetime.now(UTC)
+            # The poll: one statement for both loops, and no claim when nothing is due.
+
+    async def _look(self) -> None:
+        """Ask when schedules and queued jobs are due next."""
+        [row] = await self._loop_fetch("next_work")
+        times = [time.timestamp() for time in (row["schedule_due"], row["schedule_expiry"]) if time is not None]
+        self._next_due = min(times, default=None)
+        self._next_due_known = True
+        self._plan_queue(row["job_due"], row["job_expiry"])
+        if row["job_due"] is not None and row["job_due"].timestamp() <= self.database.clock.timestamp():
+            self._queue_is_due = True
+            self._jobs_wake.set()
+
+    def _plan_queue(self, due: datetime | None, expiry: datetime | None) -> None:
+        """Decide when the job loop looks at the queue next."""
         now = self.database.clock.timestamp()
-        wait = self.poll_interval.total_seconds()
-        if self._next_due is not None and not self.stopping:
-            wait = min(wait, self._next_due - self._margin - now)
-        self._wakes_at = now + wait
-        await _wait(self._schedules_wake, wait)
-        return datetime.now(UTC)
+        # A little later than the schedule loop's poll, which looks for both.
+        self._queue_due_at = now + self.poll_interval.total_seconds() * 1.1
+        self._lease_ends_at = None if expiry is None else expiry.timestamp()
+        if self._lease_ends_at is not None:
+            self._queue_due_at = min(self._queue_due_at, max(self._lease_ends_at, now + 0.05))
+        # A job that is due and was not claimed waits for a place of its task: an event or the poll tells.
+        if due is not None and (begin := due.timestamp() - self._margin) > now:
+            self._queue_due_at = min(self._queue_due_at, begin)
 
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
@@ -339,14 +368,21 @@ class NodeDataStore(PostgresDataStore):
 
     async def acquire_jobs(self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None) -> list[Job]:
         """Return jobs whose time has come, and wait until there are some."""
-        most = min(self.capacity if limit is None else limit, LARGEST_CLAIM)
+        self._is_asked = True
+        try:
+            jobs = await self._wait_for_jobs(min(self.capacity if limit is None else limit, LARGEST_CLAIM))
+        finally:
+            self._is_asked = False
+        # The loop comes back at once for what is due next, instead of waiting for one of these to end.
+        self._nudge()
+        return jobs
+
+    async def _wait_for_jobs(self, most: int) -> list[Job]:
         clock = self.database.clock
         while True:
             self._jobs_wake.clear()
             if not self.stopping:
                 if jobs := self._start_due(most):
-                    # The loop comes back at once for what is due next, instead of waiting for one of these to end.
-                    self._nudge()
                     return jobs
                 if self._queue_is_due or clock.timestamp() >= self._queue_due_at:
                     await self._fill_hand(most)
@@ -408,7 +444,7 @@ class NodeDataStore(PostgresDataStore):
             await self._reap(None, default="retry")
         room = min(limit, self.capacity - len(self._hand))
         if room > 0:
-            found = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
+            found, answer = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
             breath = Breath()
             for job, row in found:
                 await self._know_task(job.task_id)
@@ -420,19 +456,10 @@ class NodeDataStore(PostgresDataStore):
                     contested=True,
                 )
                 await breath.taken()
-            if len(found) == room:
-                self._queue_is_due = True
-                return
-        [row] = await self._loop_fetch("next_job")
-        now = clock.timestamp()
-        self._queue_due_at = now + self.poll_interval.total_seconds()
-        expiry, due = row["next_expiry"], row["next_due"]
-        self._lease_ends_at = None if expiry is None else expiry.timestamp()
-        if self._lease_ends_at is not None:
-            self._queue_due_at = min(self._queue_due_at, max(self._lease_ends_at, now + 0.05))
-        # A job that is due and was not claimed waits for a place of its task: an event or the poll tells.
-        if due is not None and (begin := due.timestamp() - self._margin) > now:
-            self._queue_due_at = min(self._queue_due_at, begin)
+            self._queue_is_due = self._queue_is_due or len(found) == room
+            self._plan_queue(answer["next_due"], answer["next_expiry"])
+        else:
+            self._queue_due_at = clock.timestamp() + self.poll_interval.total_seconds()
 
     async def _know_task(self, task_id: str) -> None:
         """Have the task in memory before the loop asks for it: the loop cannot wait for a database that is away."""
@@ -442,7 +469,22 @@ class NodeDataStore(PostgresDataStore):
             undefined = Task(id=task_id, func=None, job_executor=AUTO_EXECUTOR)
             self._tasks[task_id] = rows.task_from(found[0]) if found else undefined
 
+    async def _tell_finished(self, finish: Finish) -> None:
+        broker = self._event_broker
+        if not isinstance(broker, PostgresEventBroker) or broker.has_subscribers(JobReleased):
+            await super()._tell_finished(finish)
+        elif not self._is_asked:
+            # An event for each job that ends would cost more than the job; the loop only wants to know of the room.
+            self._nudge()
+
     def _nudge(self) -> None:
+        """Make the job loop ask for jobs, once for all that happens in this round of the event loop."""
+        if not self._is_nudging:
+            self._is_nudging = True
+            asyncio.get_running_loop().call_soon(self._nudge_now)
+
+    def _nudge_now(self) -> None:
+        self._is_nudging = False
         if isinstance(self._event_broker, PostgresEventBroker):
             self._event_broker.nudge_workers()
 
@@ -485,12 +527,12 @@ def _skips(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get(f"{METADATA_PREFIX}overlap") == Overlap.skip)
 
 
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
-    """Wait for the event, but no longer than that; None: for ever."""
-    if seconds is not None and seconds <= 0:
-        return
+async def _wait(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait for the event, but no longer than that (None: for ever), and return whether it has come."""
+    if event.is_set() or (seconds is not None and seconds <= 0):
+        return event.is_set()
     try:
         async with asyncio.timeout(seconds):
-            await event.wait()
+            return await event.wait()
     except TimeoutError:
-        pass
+        return False

@@ -457,8 +457,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     async def get_next_schedule_run_time(self) -> datetime | None:
         """Return when the next schedule is due that nobody holds, or when a claim on one ends, if that is sooner."""
-        [row] = await self._loop_fetch("next_due")
-        return min((time for time in (row["next_due"], row["next_expiry"]) if time is not None), default=None)
+        [row] = await self._loop_fetch("next_work")
+        return min((time for time in (row["schedule_due"], row["schedule_expiry"]) if time is not None), default=None)
 
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
@@ -572,13 +572,15 @@ class PostgresDataStore(SQLAlchemyDataStore):
         A job whose arguments cannot be read ends with the outcome ``deserialization_failed``.
         """
         await self._reap(None, default="retry")
-        claimed = await self._claim(scheduler_id, lease_duration, limit or LARGEST_CLAIM, timedelta(0))
+        claimed, _ = await self._claim(scheduler_id, lease_duration, limit or LARGEST_CLAIM, timedelta(0))
         return [job for job, _ in claimed]
 
     async def _claim(
         self, scheduler_id: str, lease_duration: timedelta, limit: int, look_ahead: timedelta
-    ) -> list[tuple[Job, Row]]:
-        found = await self._loop_fetch("acquire_jobs", scheduler_id, lease_duration, look_ahead, limit)
+    ) -> tuple[list[tuple[Job, Row]], Row]:
+        """Claim queued jobs; return them with their rows, and a row that says when the queue is due next."""
+        answer = await self._loop_fetch("acquire_jobs", scheduler_id, lease_duration, look_ahead, limit)
+        found = [row for row in answer if row["id"] is not None]
         for row in found:
             self._attempts[row["id"]] = row["attempt"]
         readable, unreadable = self._read_jobs(sorted(found, key=lambda row: (row["run_at"], row["id"])))
@@ -588,7 +590,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             await self.release_job(scheduler_id, job, result)
             await self._emit([JobDeserializationFailed(job_id=row["id"], exception=exc)])
         await self._emit(JobAcquired.from_job(job, scheduler_id=scheduler_id) for job, _ in readable)
-        return readable
+        return readable, answer[0]
 
     async def extend_acquired_job_leases(self, scheduler_id: str, job_ids: set[UUID], duration: timedelta) -> None:
         """Extend the leases of those of the jobs that are still this scheduler's."""
@@ -608,6 +610,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
         self._attempts.pop(job.id, None)
         if finish.retry_after is not None:
             self._hint(JobAdded(job_id=job.id, task_id=job.task_id, schedule_id=job.schedule_id))
+        await self._tell_finished(finish)
+
+    async def _tell_finished(self, finish: Finish) -> None:
         await self._emit([finish.event()])
 
     async def get_job_result(self, job_id: UUID) -> JobResult | None:

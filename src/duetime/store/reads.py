@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,9 @@ from .schema import quoted
 from .statements import JOB_COLUMNS, SCHEDULE_COLUMNS
 
 MAX_LIMIT = 200
+
+NEVER_STORED = re.compile("[\x00\ud800-\udfff]")
+"""Characters that PostgreSQL's text cannot hold; asking for them is an error, not an empty answer."""
 
 Row = Mapping[str, Any]
 
@@ -35,15 +38,30 @@ def decode_cursor(cursor: str | None, *kinds: type) -> list[Any] | None:
         return None
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return [
-            datetime.fromisoformat(part) if kind is datetime else kind(part)
-            for part, kind in zip(parts, kinds, strict=True)
-        ]
-    except (ValueError, TypeError, binascii.Error, UnicodeError, AttributeError):
+        return [_part(part, kind) for part, kind in zip(parts, kinds, strict=True)]
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise InvalidCursor(
             f"expected `after` to be the `next` of an earlier page of this list, got {cursor[:80]!r}. Leave it out to "
             f"begin with the first page."
         ) from None
+
+
+def _part(part: Any, kind: type) -> Any:
+    """Return one part of a key, as a value that PostgreSQL takes.
+
+    :raises ValueError: if it is none of that kind
+    """
+    if kind is datetime:
+        moment = datetime.fromisoformat(part)
+        if moment.tzinfo is None:
+            raise ValueError("no offset")
+        return moment
+    value = kind(part)
+    if kind is str and NEVER_STORED.search(value):
+        raise ValueError("not an id")
+    if kind is int and not 0 <= value < 2**63:
+        raise ValueError("not a bigint")
+    return value
 
 
 class Reads:

@@ -293,18 +293,6 @@ _named(
     """,
 )
 _named(
-    "next_due",
-    """
-    -- When is the next schedule due that nobody holds, and when does the next claim end?
-    select
-        (select d.next_fire_time from {s}.schedules d
-         where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
-         order by d.next_fire_time limit 1) as next_due,
-        (select min(h.acquired_until) from {s}.schedules h where h.acquired_by is not null) as next_expiry,
-        clock_timestamp() as now
-    """,
-)
-_named(
     "set_aside",
     """
     -- Marks schedules as broken, so that they are seen and can be repaired, and no longer claimed.
@@ -409,18 +397,32 @@ _named(
 _named(
     "acquire_jobs",
     f"""
-    -- Claims due jobs within the limits of their tasks; see the function for how. Index: jobs_queue.
-    select {JOB_COLUMNS}, clock_timestamp() as now
-    from {{s}}.claim_jobs_v1($1, $2, $3, $4) j
+    -- Claims due jobs within the limits of their tasks (see the function for how), and says in the same round trip when
+    -- the queue is to be looked at next: one row without a job when there is none. Index: jobs_queue.
+    with claimed as materialized (select * from {{s}}.claim_jobs_v1($1, $2, $3, $4)),
+    next as (
+        select
+            (select q.run_at from {{s}}.jobs q
+             where q.acquired_by is null and q.id <> all (array(select id from claimed))
+             order by q.run_at, q.id limit 1) as next_due,
+            (select min(r.acquired_until) from {{s}}.jobs r where r.acquired_by is not null) as next_expiry
+    )
+    select {JOB_COLUMNS}, next.next_due, next.next_expiry, clock_timestamp() as now
+    from next left join claimed j on true
     """,
 )
 _named(
-    "next_job",
+    "next_work",
     """
-    -- When is the next queued job due, and when does the next lease end?
+    -- When is the next schedule due that nobody holds, the next queued job, and when do the next claims end?
+    -- Indexes: schedules_due, schedules_held, jobs_queue, jobs_leases; each gives one row.
     select
-        (select run_at from {s}.jobs where acquired_by is null order by run_at limit 1) as next_due,
-        (select min(acquired_until) from {s}.jobs where acquired_by is not null) as next_expiry,
+        (select d.next_fire_time from {s}.schedules d
+         where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
+         order by d.next_fire_time, d.id limit 1) as schedule_due,
+        (select min(h.acquired_until) from {s}.schedules h where h.acquired_by is not null) as schedule_expiry,
+        (select q.run_at from {s}.jobs q where q.acquired_by is null order by q.run_at, q.id limit 1) as job_due,
+        (select min(r.acquired_until) from {s}.jobs r where r.acquired_by is not null) as job_expiry,
         clock_timestamp() as now
     """,
 )
