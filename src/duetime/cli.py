@@ -1,0 +1,314 @@
+"""The command line: ``duetime serve`` and ``duetime check``.
+
+Exit status 0: done · 1: it failed · 2: wrong usage or settings. Messages go to standard error, results to
+standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import logging.config
+import math
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import structlog
+import typer
+import uvicorn
+from rich.console import Console
+from rich.text import Text
+
+from .errors import DuetimeError, InvalidSettings
+from .local import LocalDatabase
+from .settings import Settings
+from .store.connections import DirectConnections
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("duetime.cli")
+
+FAILED = 1
+WRONG_USAGE = 2
+
+app = typer.Typer(
+    name="duetime",
+    help="Scheduled jobs in PostgreSQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"duetime {version('duetime')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. (default 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one. (default 8000)")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Module with @task functions; looked for here, too. Repeatable."),
+    ] = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="PostgreSQL to use. (default: the embedded one, in .duetime/)")
+    ] = None,
+) -> None:
+    """Serve the API and run what is due, until Ctrl-C or SIGTERM.
+
+    Options win over the environment (DUETIME_HOST, DUETIME_PORT or PORT, DUETIME_TASK_MODULES,
+    DUETIME_DATABASE_URL or DATABASE_URL), where all other settings are.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        _serve({"host": host, "port": port, "task_modules": tuple(tasks or ()), "database_url": database_url})
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+def _serve(options: dict[str, Any]) -> None:
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value not in (None, ())})
+    except InvalidSettings as exc:
+        _refuse([f"{detail['where']}: {detail['problem']}" for detail in exc.details], WRONG_USAGE)
+    if problems := settings.problems():
+        _refuse(problems, WRONG_USAGE)
+    configure_logging(settings.log_level)
+    for warning in settings.warnings():
+        logger.warning("%s", warning)
+    _import_task_modules(settings.task_modules)
+    listener = _listen(settings.host, settings.port)
+
+    from .app import create_app  # here, so that `duetime check` works without what it imports
+
+    application = create_app(settings)
+    config = uvicorn.Config(
+        _PlainStartupErrors(application),
+        lifespan="on",
+        log_config=None,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_timeout.total_seconds())),
+    )
+    server = uvicorn.Server(config)
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    logger.info("Duetime %s at http://%s:%d", version("duetime"), name, listener.getsockname()[1])
+    server.run(sockets=[listener])
+    if not server.started:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print every problem of the settings and whether the database answers; exit status 1 if one is found."""
+    result: dict[str, Any] = {"ok": False, "problems": [], "warnings": [], "database": None}
+    try:
+        settings = Settings.load()
+    except InvalidSettings as exc:
+        result["problems"] = [f"{detail['where']}: {detail['problem']}" for detail in exc.details]
+    else:
+        result["problems"] = settings.problems()
+        result["warnings"] = settings.warnings()
+        result["database"] = asyncio.run(_ask_database(settings))
+        result["ok"] = not result["problems"] and result["database"]["answers"]
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _print_check(result)
+    raise typer.Exit(0 if result["ok"] else FAILED)
+
+
+async def _ask_database(settings: Settings) -> dict[str, Any]:
+    """Return which database the settings mean and what it says; the embedded one is started to answer."""
+    address = settings.database
+    answer: dict[str, Any] = {
+        "address": address.redacted if address else f"embedded PostgreSQL in {settings.data_dir}",
+        "answers": False,
+        "version": None,
+        "error": None,
+    }
+    local = None if address else LocalDatabase(settings.data_dir)
+    connections: DirectConnections | None = None
+    try:
+        connections = DirectConnections(address or await local.start(), size=1)  # type: ignore[union-attr]
+        timeout = settings.call_timeout.total_seconds()
+        async with asyncio.timeout(timeout), connections.acquire(timeout) as connection:
+            answer["version"] = await connection.fetchval("SHOW server_version")
+        answer["answers"] = True
+    except TimeoutError:
+        answer["error"] = f"no answer within {settings.call_timeout.total_seconds():g} s (DUETIME_CALL_TIMEOUT)"
+    except DuetimeError as exc:
+        answer["error"] = exc.message
+    except Exception as exc:  # whatever the driver raises is the answer to the question
+        answer["error"] = f"{type(exc).__name__}: {exc}"
+    finally:
+        if connections:
+            await connections.close()
+        if local:
+            await local.stop()
+    return answer
+
+
+def _print_check(result: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for style, word, sentences in (
+        ("bold red", "Problem", result["problems"]),
+        ("yellow", "Warning", result["warnings"]),
+    ):
+        for sentence in sentences:
+            console.print(Text.assemble((f"{word}: ", style), sentence))
+    if database := result["database"]:
+        said = f"answers (PostgreSQL {database['version']})" if database["answers"] else database["error"]
+        style = "green" if database["answers"] else "bold red"
+        console.print(Text.assemble((f"Database {database['address']}: ", style), said))
+    if result["ok"]:
+        console.print("Everything is in order.")
+
+
+def _refuse(problems: Iterable[str], status: int) -> NoReturn:
+    """Print the problems to standard error and end."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for problem in problems:
+        console.print(Text.assemble(("Error: ", "bold red"), problem))
+    raise typer.Exit(status)
+
+
+def _import_task_modules(names: Iterable[str]) -> None:
+    """Import the modules, from the current directory as well, as ``python -m`` does."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    problems = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as exc:
+            problems.append(f"expected to import the task module {name!r}, got {_own_words(exc)}.")
+    if problems:
+        _refuse(problems, WRONG_USAGE)
+
+
+def _own_words(exc: BaseException) -> str:
+    """Return an import's error with the place in the user's code where it arose."""
+    said = "".join(traceback.format_exception_only(exc)).strip().splitlines()[-1]
+    places = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(exc.__traceback__)
+        if not frame.filename.startswith("<frozen") and frame.filename not in (__file__, importlib.__file__)
+    ]
+    if isinstance(exc, SyntaxError) and exc.filename:
+        places.append((exc.filename, exc.lineno))
+    return f"{said} ({places[-1][0]}, line {places[-1][1]})" if places else said
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. It is opened before anything else starts, so a taken port costs nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+    except OSError as exc:
+        # create_server() puts the address into the system's own words, where it would be said twice.
+        reason = os.strerror(exc.errno) if exc.errno and not isinstance(exc, socket.gaierror) else exc.strerror
+        problem = (
+            f"expected a free TCP port, got {host}:{port}, where one cannot listen ({reason}). "
+            f"Stop the other program or choose another port (--port, DUETIME_PORT or PORT; 0: a free one)."
+        )
+        _refuse([problem], FAILED)
+
+
+class _PlainStartupErrors:
+    """Pass everything on to the application, but tell Duetime's own errors at its start in their sentence."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._application(scope, receive, send)
+            return
+
+        async def send_plain(message: Message) -> None:
+            error = sys.exception()
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            if message["type"] == "lifespan.startup.failed" and isinstance(error, DuetimeError):
+                message["message"] = error.message
+            await send(message)
+
+        await self._application(scope, receive, send_plain)
+
+
+def _without_uvicorns_colors(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Any:
+    """Drop the second, coloured form of the message that uvicorn adds to some of its records."""
+    event.pop("color_message", None)
+    return event
+
+
+def configure_logging(level: str) -> None:
+    """Show the standard library's log records, uvicorn's included, on standard error by structlog's console.
+
+    Tracebacks are printed without local variables, which may hold secrets.
+    """
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        _without_uvicorns_colors,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S.%fZ", utc=True),
+    ]
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "console": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": shared,
+                    "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+                }
+            },
+            "handlers": {
+                "stderr": {
+                    "class": "logging.StreamHandler",
+                    "formatter": "console",
+                    "stream": "ext://sys.stderr",
+                }
+            },
+            "root": {"level": level, "handlers": ["stderr"]},
+            # Its lines name whole URLs, with what tokens they carry.
+            "loggers": {"httpx": {"level": "DEBUG" if level == "DEBUG" else "WARNING"}},
+        }
+    )
