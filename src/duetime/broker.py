@@ -22,6 +22,7 @@ import asyncpg
 import attrs
 from apscheduler import Event, RetrySettings
 from apscheduler.abc import EventBroker, Serializer, Subscription
+from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .errors import InvalidSettings
@@ -72,7 +73,7 @@ def encode(event: Event) -> str | None:
         elif not isinstance(value, bool):
             value = getattr(value, "name", str(value))
         values[attribute.name] = value
-    return f"{type(event).__name__} {json.dumps(values)}"
+    return f"{type(event).__name__} {to_json(values).decode()}"
 
 
 def decode(text: str) -> Event | None:

@@ -162,7 +162,7 @@ async def _ask_database(settings: Settings) -> dict[str, Any]:
     try:
         connections = DirectConnections(address or await local.start(), size=1)  # type: ignore[union-attr]
         timeout = settings.call_timeout.total_seconds()
-        async with asyncio.timeout(timeout), connections.acquire(timeout) as connection:
+        async with asyncio.timeout(timeout), connections.acquire() as connection:
             answer["version"] = await connection.fetchval("SHOW server_version")
         answer["answers"] = True
     except TimeoutError:

@@ -131,7 +131,8 @@ class Service:
             due_before=query.due_before,
             search=query.search,
         )
-        return _page(rows, limit, self._schedule, lambda row: (row["id"],))
+        # Describing and previewing two hundred triggers takes longer than the event loop may be held (promise 7).
+        return await asyncio.to_thread(_page, rows, limit, self._schedule, lambda row: (row["id"],))
 
     async def remove(self, schedule_id: str) -> None:
         """Remove a schedule; its fires and runs stay readable, and work that is queued or running goes on.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,6 +19,8 @@ from .database import Database, Fetch, Row
 from .transactions import current_transaction
 
 MAX_ID_LENGTH = 500
+MAX_DURATION = timedelta(days=36_525)
+"""Longest duration of an option; the sum of a longer one and a fire time leads out of Python's calendar."""
 _LARGEST_GROUP = 500
 _COLUMNS = 17
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -39,6 +41,21 @@ def check_schedule_id(schedule_id: str) -> str:
             f"expected a schedule id of printable characters, got {schedule_id[:100]!a}. Leave it out to get a new one."
         )
     return schedule_id
+
+
+def possible_ids(schedule_ids: Iterable[str]) -> list[str]:
+    """Return those of the ids that a stored schedule can have; PostgreSQL refuses even to look for some others."""
+    return [each for each in schedule_ids if 1 <= len(each) <= MAX_ID_LENGTH and each.isprintable()]
+
+
+def check_durations(**options: timedelta | None) -> None:
+    """Check options of a schedule or job that are added to a time.
+
+    :raises UnsupportedValue: naming the one that is longer than a century
+    """
+    for name, duration in options.items():
+        if duration is not None and abs(duration) > MAX_DURATION:
+            raise UnsupportedValue(f"expected {name} of at most {MAX_DURATION.days} days, got {duration.days} days.")
 
 
 def check_size(args: bytes, kwargs: bytes, most: int | None) -> None:
@@ -98,6 +115,11 @@ class ScheduleWriter:
 
     def _checked(self, schedule: Schedule, policy: ConflictPolicy) -> NewSchedule:
         check_schedule_id(schedule.id)
+        check_durations(
+            misfire_grace_time=schedule.misfire_grace_time,
+            max_jitter=schedule.max_jitter,
+            job_result_expiration_time=schedule.job_result_expiration_time,
+        )
         values = rows.schedule_values(schedule, self._serializer)
         check_size(values[3], values[4], self._max_arguments_bytes)
         return NewSchedule(schedule, values, policy, uuid4())
@@ -159,6 +181,12 @@ class ScheduleWriter:
             return [outcome for [outcome] in alone]
 
     async def _put(self, group: Sequence[NewSchedule], fetch: Fetch) -> list[Put | BaseException]:
+        if len(group) == 1 and group[0].policy is not ConflictPolicy.replace:
+            new = group[0]
+            message = self._message(_earliest([new.schedule]))
+            if await fetch(self._database.statements["add_schedule"], *new.values, new.revision, *message):
+                return [Put(added=True)]
+            # The id is taken: the statement for groups finds out by whom.
         outcomes: dict[int, Put | BaseException] = {}
         remaining = list(enumerate(group))
         while remaining:

@@ -21,10 +21,10 @@ from ..settings import DatabaseUrl
 class Connections(Protocol):
     """Where the store gets its connections from."""
 
-    def acquire(self, timeout: float) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        """Lend a connection in autocommit; it is discarded if the block fails with a transient error.
+    def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend a connection in autocommit; one whose block fails with a transient error, or is cancelled, is dropped.
 
-        :param timeout: seconds to wait for a connection, connecting included
+        The caller limits the time, connecting included.
         """
 
     async def close(self) -> None:
@@ -64,49 +64,58 @@ def is_transient(error: BaseException) -> bool:
 
 
 class DirectConnections:
-    """A small pool of our own, apart from the application's: its exhaustion is not ours.
+    """A few connections of our own, apart from the application's pool: its exhaustion is not ours.
+
+    Less than a pool, because less is needed, and each statement pays for it: no reset query, no wrapper. The
+    connection used last is lent first, so that a quiet store uses one, whose statements are prepared.
 
     :param url: where to connect, or an async function that says it (the embedded PostgreSQL knows once it runs)
-    :param size: connections at most; they are opened when needed and closed after five idle minutes
+    :param size: connections at most; they are opened when needed
     """
 
     def __init__(self, url: DatabaseUrl | Callable[[], Awaitable[DatabaseUrl]], *, size: int = 4) -> None:
         self._url = url
-        self._size = size
-        self._pool: asyncpg.Pool | None = None
-        self._opening = asyncio.Lock()
-
-    async def _open(self) -> asyncpg.Pool:
-        async with self._opening:
-            if self._pool is None:
-                url = self._url if isinstance(self._url, DatabaseUrl) else await self._url()
-                pool = asyncpg.create_pool(**_arguments(url), min_size=0, max_size=self._size, reset=_nothing_to_reset)
-                self._pool = await pool
-        return self._pool
+        self._free: list[asyncpg.Connection] = []
+        self._lent: set[asyncpg.Connection] = set()
+        self._places = asyncio.Semaphore(size)
 
     @asynccontextmanager
-    async def acquire(self, timeout: float) -> AsyncIterator[asyncpg.Connection]:
+    async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
         """Lend a connection; see :class:`Connections`."""
-        async with asyncio.timeout(timeout):
-            pool = self._pool or await self._open()
-            connection = await pool.acquire()
-        try:
-            yield connection
-        except BaseException as error:
-            # A connection that failed is not asked to say goodbye: it may be a black hole.
-            if is_transient(error) or isinstance(error, asyncio.CancelledError):
-                with suppress(asyncpg.InterfaceError):
+        async with self._places:
+            connection = self._take_free() or await self._connect()
+            self._lent.add(connection)
+            try:
+                yield connection
+            except BaseException as error:
+                # A connection that failed is not asked to say goodbye: it may be a black hole.
+                if is_transient(error) or isinstance(error, asyncio.CancelledError):
                     connection.terminate()
-            raise
-        finally:
-            with suppress(asyncpg.InterfaceError):
-                await asyncio.shield(pool.release(connection))
+                raise
+            finally:
+                if connection in self._lent:  # else close() has come in between
+                    self._lent.discard(connection)
+                    if not connection.is_closed():
+                        self._free.append(connection)
+
+    def _take_free(self) -> asyncpg.Connection | None:
+        while self._free:
+            connection = self._free.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await connect(self._url if isinstance(self._url, DatabaseUrl) else await self._url())
 
     async def close(self) -> None:
-        """Close the pool at once; statements under way fail."""
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool = None
+        """Close all connections; statements under way fail."""
+        connections = [*self._free, *self._lent]
+        self._free.clear()
+        self._lent.clear()
+        for connection in connections:
+            with suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
+                await connection.close(timeout=1)
 
 
 class EngineConnections:
@@ -121,10 +130,9 @@ class EngineConnections:
         self._engine = engine
 
     @asynccontextmanager
-    async def acquire(self, timeout: float) -> AsyncIterator[asyncpg.Connection]:
+    async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
         """Lend the driver connection behind a checked-out SQLAlchemy connection; see :class:`Connections`."""
-        async with asyncio.timeout(timeout):
-            connection = await self._engine.connect()
+        connection = await self._engine.connect()
         try:
             raw = await connection.get_raw_connection()
             yield raw.driver_connection
@@ -150,7 +158,3 @@ def _arguments(url: DatabaseUrl) -> dict[str, Any]:
     arguments = url.direct.asyncpg_arguments()
     arguments.setdefault("timeout", 10)
     return arguments
-
-
-async def _nothing_to_reset(_connection: asyncpg.Connection) -> None:
-    """Spare the reset query of each check-in: our statements leave no session state behind."""

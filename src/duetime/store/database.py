@@ -84,7 +84,7 @@ class Database:
             try:
                 if remaining <= 0:
                     raise TimeoutError("no answer in time")
-                async with self.connections.acquire(remaining) as connection, asyncio.timeout(remaining):
+                async with asyncio.timeout(remaining), self.connections.acquire() as connection:
                     if not self._migrated:
                         await self._migrate(connection)
                     outcome = await work(connection)

@@ -36,7 +36,11 @@ _FINAL_ERRORS = (InvalidArguments, UnknownTask, UnknownExecutor)
 
 def error_text(exception: BaseException) -> str:
     """Return an exception as ``Type: text``, safe for a text column."""
-    text = f"{type(exception).__qualname__}: {exception}".removesuffix(": ")[:MAX_ERROR_LENGTH]
+    try:
+        words = str(exception)
+    except Exception as exc:  # an exception whose text cannot be had must not take the scheduler with it (promise 4)
+        words = f"(its text cannot be had: {type(exc).__qualname__})"
+    text = f"{type(exception).__qualname__}: {words}".removesuffix(": ")[:MAX_ERROR_LENGTH]
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
@@ -57,7 +61,10 @@ class Finish:
     @classmethod
     def of(cls, scheduler_id: str, job: Job, result: JobResult, attempt: int | None) -> Finish:
         """Return the end of an attempt, with the next one if the task's retry policy wants it."""
-        options = TaskOptions.from_metadata(job.metadata)
+        try:
+            options = TaskOptions.from_metadata(job.metadata)
+        except (ValueError, TypeError):  # the attempt has failed with that as its reason, and has to end all the same
+            options = TaskOptions()
         finish = cls(job, scheduler_id, result, attempt, options)
         if result.outcome is JobOutcome.error and not isinstance(result.exception, _FINAL_ERRORS):
             finish.retry_after = options.retry.delay(attempt or 1)

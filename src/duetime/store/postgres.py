@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from logging import Logger, getLogger
@@ -55,17 +55,25 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..broker import PostgresEventBroker
-from ..errors import InvalidSettings, ScheduleNotFound, StoreUnavailable
+from ..errors import InvalidSettings, InvalidTrigger, ScheduleNotFound, StoreUnavailable, UnsupportedValue
 from ..serializer import TypedJSONSerializer
 from ..settings import DatabaseUrl
 from . import rows
-from .adding import Put, ScheduleWriter, check_size
+from .adding import Put, ScheduleWriter, check_durations, check_size, possible_ids
 from .announcing import announce, message
 from .breathing import Breath
 from .connections import Connections, DirectConnections, EngineConnections
 from .database import Database, Row
-from .finishing import MAX_ERROR_LENGTH, Finish, FinishWriter
-from .planning import STEPS_ON_THE_LOOP, Plan, PlannedTrigger, TooFarBehind, plan
+from .finishing import MAX_ERROR_LENGTH, Finish, FinishWriter, error_text
+from .planning import (
+    STEPS_ON_THE_LOOP,
+    BrokenTrigger,
+    Plan,
+    PlannedTrigger,
+    TooFarBehind,
+    plan,
+    times_after,
+)
 
 LARGEST_CLAIM = 1000
 """Schedules or jobs that one statement claims at most, unless the caller says less."""
@@ -198,16 +206,17 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Store the task's definition, replacing an older one."""
         event = TaskUpdated(task_id=task.id)
         # Outside the caller's transaction: other calls rely on the definition whether or not that one commits.
-        [row] = await self._user_fetch(
-            "put_task",
-            task.id,
-            task.func,
-            task.job_executor,
-            task.max_running_jobs,
-            task.misfire_grace_time,
-            json.dumps(task.metadata),
-            *self._message([event]),
-        )
+        with _refused("a task"):
+            [row] = await self._user_fetch(
+                "put_task",
+                task.id,
+                task.func,
+                task.job_executor,
+                task.max_running_jobs,
+                task.misfire_grace_time,
+                json.dumps(task.metadata),
+                *self._message([event]),
+            )
         self._tasks[task.id] = task
         await self._emit([TaskAdded(task_id=task.id) if row["added"] else event])
 
@@ -283,7 +292,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     async def remove_schedules(self, ids: Iterable[str]) -> None:
         """Remove the schedules of the given ids; ids that are not stored are passed over. History stays."""
-        wanted = list(ids)
+        wanted = possible_ids(ids)
         if not wanted:
             return
         told = [ScheduleRemoved(schedule_id=each, task_id="", finished=False) for each in wanted]
@@ -301,7 +310,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         A schedule that cannot be read is left out; a ``ScheduleDeserializationFailed`` event tells.
         """
-        wanted = None if ids is None else list(ids)
+        wanted = None if ids is None else possible_ids(ids)
         found = await self._user_fetch("schedules", wanted)
         schedules = []
         for row in found:
@@ -314,26 +323,31 @@ class PostgresDataStore(SQLAlchemyDataStore):
     async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
         """Claim due schedules, decide what becomes of their fires, and return them with the decision made.
 
-        A schedule that cannot be read is set aside as broken.
+        A schedule that cannot be read, or whose fires cannot be worked out, is set aside as broken.
         """
         look_ahead = self._look_ahead()
         found = await self._loop_fetch("acquire_schedules", scheduler_id, lease_duration, limit, look_ahead)
         schedules: list[Schedule] = []
-        broken: list[tuple[str, DeserializationError]] = []
+        broken: dict[str, str] = {}
+        unreadable: list[tuple[str, DeserializationError]] = []
         breath = Breath()
         for row in sorted(found, key=lambda row: (row["next_fire_time"], row["id"])):
             try:
                 made = await self._plan(row, look_ahead)
             except DeserializationError as exc:
-                broken.append((row["id"], exc))
+                broken[row["id"]] = f"it cannot be read: {exc}"
+                unreadable.append((row["id"], exc))
+                continue
+            except Exception as exc:  # one schedule must not keep the others from firing (promise 4)
+                broken[row["id"]] = f"its fires cannot be worked out: {error_text(exc)}"
                 continue
             self._holds[row["id"]] = _Hold(made)
             schedules.append(made.schedule)
             await breath.taken()
         if broken:
-            reasons = [f"it cannot be read: {exc}"[:MAX_ERROR_LENGTH] for _, exc in broken]
-            await self._loop_fetch("set_aside", scheduler_id, [each for each, _ in broken], reasons)
-            await self._emit(ScheduleDeserializationFailed(schedule_id=each, exception=exc) for each, exc in broken)
+            reasons = [reason[:MAX_ERROR_LENGTH] for reason in broken.values()]
+            await self._loop_fetch("set_aside", scheduler_id, list(broken), reasons)
+            await self._emit(ScheduleDeserializationFailed(schedule_id=each, exception=exc) for each, exc in unreadable)
         return schedules
 
     async def _plan(self, row: Row, look_ahead: timedelta) -> Plan:
@@ -473,7 +487,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         :raises ScheduleNotFound: if it is not stored
         """
         event = ScheduleUpdated(schedule_id=schedule_id, task_id="", next_fire_time=None)
-        found = await self._change("pause_schedules", [schedule_id], *self._message([event]))
+        found = await self._change("pause_schedules", possible_ids([schedule_id]), *self._message([event]))
         if not found:
             raise ScheduleNotFound(schedule_id)
         await self._emit([attrs.evolve(event, task_id=found[0]["task_id"])])
@@ -484,9 +498,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
         :param resume_from: fire times before this are passed over; None: what fell due meanwhile is made up for, as
             the schedule's coalesce policy says
         :raises ScheduleNotFound: if it is not stored
+        :raises InvalidTrigger: if the trigger does not get to ``resume_from``
         """
         while True:
-            found = await self.database.fetch_for_user("schedules", [schedule_id])
+            found = await self.database.fetch_for_user("schedules", possible_ids([schedule_id]))
             if not found:
                 raise ScheduleNotFound(schedule_id)
             schedule = rows.schedule_from(found[0], self.serializer)
@@ -512,6 +527,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         job_id = uuid4()
         event = JobAdded(job_id=job_id, task_id="", schedule_id=schedule_id)
+        if not possible_ids([schedule_id]):
+            raise ScheduleNotFound(schedule_id)
         made = await self.database.fetch_for_user(
             "run_schedule", schedule_id, job_id, "request", *self._message([event])
         )
@@ -537,8 +554,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
         event = JobAdded(job_id=job.id, task_id=job.task_id, schedule_id=job.schedule_id)
         values = rows.job_values(job, self.serializer)
         check_size(values[2], values[3], self.max_arguments_bytes)
+        check_durations(result_expiration_time=job.result_expiration_time)
         arrays = rows.columns([values], 11)
-        await self.database.fetch_for_user("add_jobs", *arrays, *self._message([event]))
+        with _refused("a job"):
+            await self.database.fetch_for_user("add_jobs", *arrays, *self._message([event]))
         self._hint(event)
         await self._emit([event])
 
@@ -572,7 +591,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
         A job whose arguments cannot be read ends with the outcome ``deserialization_failed``.
         """
         await self._reap(None, default="retry")
-        claimed, _ = await self._claim(scheduler_id, lease_duration, limit or LARGEST_CLAIM, timedelta(0))
+        most = LARGEST_CLAIM if limit is None else limit
+        claimed, _ = await self._claim(scheduler_id, lease_duration, most, timedelta(0))
         return [job for job, _ in claimed]
 
     async def _claim(
@@ -663,8 +683,26 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
 
 def _first_from(schedule: Schedule, resume_from: datetime | None) -> datetime | None:
-    """Return the schedule's first fire time that is not before ``resume_from``, advancing its trigger to it."""
+    """Return the schedule's first fire time that is not before ``resume_from``, advancing its trigger to it.
+
+    :raises InvalidTrigger: if the trigger does not get there
+    """
     fire_time = schedule.next_fire_time
-    while resume_from is not None and fire_time is not None and fire_time < resume_from:
-        fire_time = schedule.trigger.next()
+    if resume_from is None or fire_time is None:
+        return fire_time
+    times = times_after(schedule.trigger, fire_time)
+    try:
+        while fire_time is not None and fire_time < resume_from:
+            fire_time = next(times)
+    except BrokenTrigger as exc:
+        raise InvalidTrigger(f"expected a trigger that goes on to {resume_from.isoformat()}, got: {exc}.") from exc
     return fire_time
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Say in our words that PostgreSQL does not take a value (a NUL in a text, a name that is too long)."""
+    try:
+        yield
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError) as exc:
+        raise UnsupportedValue(f"expected {what} that PostgreSQL can store, got: {exc}.") from exc

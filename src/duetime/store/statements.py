@@ -139,6 +139,30 @@ _NEW_SCHEDULES = """
     left join {s}.schedules o on o.id = n.id
 """
 _NEW_SCHEDULES = _NEW_SCHEDULES.replace("{take_back}", _TAKE_BACK.strip())
+_named(
+    "add_schedule",
+    """
+    -- The common case, a lone call that adds one schedule, in the form that costs PostgreSQL half of add_schedules.
+    -- No row: the id is taken.
+    insert into {s}.schedules as s (
+        id, task_id, trigger, args, kwargs, paused, coalesce, misfire_grace_time, max_jitter, job_executor,
+        job_result_expiration_time, metadata, tags, engine, last_fire_time, next_fire_time, revision
+    )
+    values (
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb,
+        array(select jsonb_array_elements_text($13::text::jsonb)), $14, $15, $16, $17
+    )
+    on conflict (id) do nothing
+    returning case
+        when $19::text <> '' and not s.paused and s.next_fire_time is not null and not exists (
+            select from {s}.schedules d
+            where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
+              and d.next_fire_time between now() + interval '5 seconds' and s.next_fire_time
+        )
+        then pg_notify($18::text, $19::text)
+    end::text as told
+    """,
+)
 _named("add_schedules", _NEW_SCHEDULES.replace("{conflict}", "on conflict (id) do nothing"))
 _named(
     "replace_schedules",
@@ -341,6 +365,7 @@ _named(
     """
     -- Makes one job of a schedule now, beside its fire times; the ledger has it as a fire of this instant.
     with wanted as (select s.*, clock_timestamp() as at from {s}.schedules s where s.id = $1),
+    told as (select pg_notify($4, $5) where $5 <> ''),
     fire as (
         insert into {s}.fires (schedule_id, fire_time, run_time, task_id, state, reason, job_id, node)
         select id, at, at, task_id, 'pending', 'run by request', $2, $3 from wanted
@@ -353,7 +378,7 @@ _named(
     select f.job_id, w.task_id, w.args, w.kwargs, w.id, w.at, w.at, w.job_executor, w.job_result_expiration_time,
         w.metadata, w.at
     from wanted w cross join fire f
-    returning j.id, j.task_id, j.schedule_id, pg_notify($4, $5)::text as told
+    returning j.id, j.task_id, j.schedule_id, (select count(*) from told) as told
     """,
 )
 
