@@ -20,6 +20,22 @@ _numbers = itertools.count(1)
 _TEMPLATE = "duetime_template"
 
 
+_left_out: list[str] = []
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Remember the tests that were left out because they need a Debian package."""
+    _left_out.extend(item.nodeid for item in items if item.get_closest_marker("debian"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests were left out."""
+    if _left_out:
+        terminalreporter.section("left out: they need Debian packages, .ci/run installs those and runs them")
+        for nodeid in _left_out:
+            terminalreporter.line(nodeid)
+
+
 async def _administer(server: DatabaseUrl, *statements: str) -> None:
     connection = await asyncpg.connect(**server.asyncpg_arguments())
     try:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from apscheduler import AsyncScheduler
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from . import builtin
 from .broker import PostgresEventBroker
@@ -134,12 +135,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     :param settings: default: from the environment
     """
     duetime = Duetime(settings)
+    settings = duetime.settings
+    is_unguarded = not settings.is_public and settings.api_token is None and not settings.insecure
     app = FastAPI(
         title="Duetime",
         description="Schedules, fires and runs of jobs kept in PostgreSQL.",
         lifespan=duetime.lifespan,
     )
     handlers.install(app)
+    if is_unguarded:
+        # A page of a foreign site that has its name resolve to this machine still sends its own name (DNS rebinding).
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[", "::1"])
     app.include_router(health.health_router(duetime))
     app.include_router(duetime.router, prefix="/api")
     return app

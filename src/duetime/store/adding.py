@@ -36,6 +36,10 @@ def check_schedule_id(schedule_id: str) -> str:
             f"expected a schedule id of 1 to {MAX_ID_LENGTH} characters, got one of {len(schedule_id)}. "
             f"Leave it out to get a new one."
         )
+    if schedule_id in (".", ".."):
+        raise InvalidScheduleId(
+            f"expected a schedule id that can be part of an address, got {schedule_id!r}. Leave it out for a new one."
+        )
     if not schedule_id.isprintable():
         raise InvalidScheduleId(
             f"expected a schedule id of printable characters, got {schedule_id[:100]!a}. Leave it out to get a new one."

@@ -97,8 +97,7 @@ def door_route(runtime: Runtime) -> type[DoorRoute]:
 
 
 def sent_path(scope: Scope) -> str | None:
-    """Return the path with the ``/`` and ``%`` inside its segments still encoded, or None where that is the
-    path.
+    """Return the path with the ``/`` and ``%`` inside its segments still encoded, or None where there are none.
 
     ``raw_path`` is optional in ASGI, and a middleware may have changed ``path`` alone. Where it does not tell
     about ``path``, the segments of ``path`` are all there is, and an id with a slash cannot be named.
