@@ -12,6 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from inspect import isawaitable
 from logging import Logger, getLogger
 from typing import Any, Self
@@ -50,8 +51,9 @@ _EVENTS: dict[str, type[Event]] = {
     )
 }
 _LONGEST_TEXT = 1000
-# What the job loop of a scheduler subscribes to, and so what tells its subscription from a user's.
+# What the loops of a scheduler subscribe to, and so what tells their subscriptions from a user's.
 _JOB_LOOP = frozenset({apscheduler.JobAdded, apscheduler.JobReleased})
+_SCHEDULE_LOOP = frozenset({apscheduler.ScheduleAdded, apscheduler.ScheduleUpdated})
 
 
 def encode(event: Event) -> str | None:
@@ -67,7 +69,7 @@ def encode(event: Event) -> str | None:
         if value is None or attribute.name in ("exception_traceback", "exception"):
             continue
         if isinstance(value, str):
-            value = value[:_LONGEST_TEXT]
+            value = value[:_LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
         elif hasattr(value, "isoformat"):
             value = value.isoformat()
         elif not isinstance(value, bool):
@@ -89,7 +91,7 @@ def decode(text: str) -> Event | None:
             if attribute.default is attrs.NOTHING:
                 values.setdefault(attribute.name, None)
         return event_class(**values)
-    except (ValueError, TypeError, KeyError):
+    except Exception:  # whatever somebody has put on the channel is no event, and no more than that
         return None
 
 
@@ -139,6 +141,7 @@ class PostgresEventBroker(EventBroker):
     _deliveries: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
     _connection: asyncpg.Connection | None = attrs.field(init=False, default=None)
     _listening: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
+    _speaking: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _logger: Logger = attrs.field(init=False, factory=lambda: getLogger(__name__))
 
     @classmethod
@@ -174,9 +177,10 @@ class PostgresEventBroker(EventBroker):
         await self.publish_local(event)
         connection = self._connection
         message = self.message([event])
-        if message and connection is not None and not connection.is_closed():
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await connection.execute("select pg_notify($1, $2)", self.channel, message)
+        if message and connection is not None:
+            async with self._speaking:  # the driver does one thing at a time
+                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await connection.execute("select pg_notify($1, $2)", self.channel, message)
 
     async def publish_local(self, event: Event) -> None:
         """Deliver the event to the subscribers on this node."""
@@ -203,12 +207,24 @@ class PostgresEventBroker(EventBroker):
 
         What does not fit into one payload is left out: it is a hint.
         """
-        text = "*" if everyone else self.origin
+        return next(iter(self.messages(events, everyone=everyone)), "")
+
+    def messages(self, events: Iterable[Event], *, everyone: bool = False) -> list[str]:
+        """Return as many payloads as the events that travel need, for what somebody may be waiting for."""
+        origin = "*" if everyone else self.origin
+        payloads: list[str] = []
+        room = 0
         for event in events:
-            encoded = encode(event)
-            if encoded and len(text.encode()) + len(encoded.encode()) + 1 <= MAX_PAYLOAD:
-                text += f"\n{encoded}"
-        return text if "\n" in text else ""
+            line = f"\n{encoded}" if (encoded := encode(event)) else ""
+            size = len(line.encode())
+            if not line or len(origin) + size > MAX_PAYLOAD:
+                continue
+            if size > room:
+                payloads.append(origin)
+                room = MAX_PAYLOAD - len(origin)
+            payloads[-1] += line
+            room -= size
+        return payloads
 
     def has_subscribers(self, event_type: type[Event]) -> bool:
         """Return whether anybody on this node wants events of the type, the scheduler's own job loop aside."""
@@ -223,6 +239,13 @@ class PostgresEventBroker(EventBroker):
         event = apscheduler.JobAdded(job_id=uuid4(), task_id="", schedule_id=None)
         for subscription in list(self._subscriptions):
             if subscription.event_types == _JOB_LOOP:
+                self._start(subscription, event)
+
+    def nudge_schedulers(self) -> None:
+        """Make this node's schedule loop look for due schedules, without an event that other subscribers would see."""
+        event = apscheduler.ScheduleUpdated(schedule_id="", task_id="", next_fire_time=datetime.fromtimestamp(0, UTC))
+        for subscription in list(self._subscriptions):
+            if subscription.event_types == _SCHEDULE_LOOP:
                 self._start(subscription, event)
 
     def deliver(self, event: Event) -> None:
@@ -280,7 +303,7 @@ class PostgresEventBroker(EventBroker):
                 if not connection.is_closed():
                     await lost.wait()
                 self._logger.warning("The listening connection was lost; connecting again")
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            except Exception as exc:  # an address that cannot be read today may be right tomorrow
                 self._logger.warning("Cannot listen for events (%s: %s); trying again", type(exc).__name__, exc)
             finally:
                 self._connection = None

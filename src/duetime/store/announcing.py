@@ -20,6 +20,11 @@ def message(broker: EventBroker, events: Iterable[Event]) -> tuple[str, str]:
     return broker.channel, broker.message(events, everyone=everyone)
 
 
+def messages(broker: EventBroker, events: Iterable[Event]) -> tuple[str, list[str]]:
+    """Return channel and payloads for events that somebody may be waiting for: none of them is left out."""
+    return (broker.channel, broker.messages(events)) if isinstance(broker, PostgresEventBroker) else ("", [])
+
+
 async def announce(broker: EventBroker, events: Iterable[Event]) -> None:
     """Deliver events on this node, after the statement that made the change has told the other nodes."""
     if current_transaction.get() is not None:

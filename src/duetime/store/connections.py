@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import asyncpg
 import sqlalchemy.exc
+from anyio import CancelScope
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ..errors import InvalidSettings
@@ -133,17 +134,22 @@ class EngineConnections:
     async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
         """Lend the driver connection behind a checked-out SQLAlchemy connection; see :class:`Connections`."""
         connection = await self._engine.connect()
+        failure: BaseException | None = None
         try:
             raw = await connection.get_raw_connection()
             yield raw.driver_connection
         except BaseException as error:
             if is_transient(error) or isinstance(error, asyncio.CancelledError):
-                with suppress(Exception):
-                    await asyncio.shield(connection.invalidate(error))
+                failure = error
             raise
         finally:
-            with suppress(OSError, asyncpg.InterfaceError, sqlalchemy.exc.SQLAlchemyError):
-                await asyncio.shield(connection.close())
+            # To the end, and one after the other, or the application's pool has a dead connection in it.
+            with CancelScope(shield=True):
+                if failure is not None:
+                    with suppress(Exception):
+                        await connection.invalidate(failure)
+                with suppress(OSError, asyncpg.InterfaceError, sqlalchemy.exc.SQLAlchemyError):
+                    await connection.close()
 
     async def close(self) -> None:
         """Do nothing: the engine belongs to the application."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from apscheduler import Event, Job, JobOutcome, JobReleased, JobResult, SerializationError
+from apscheduler import Event, Job, JobAdded, JobOutcome, JobReleased, JobResult, SerializationError
 from apscheduler.abc import Serializer
 
 from ..errors import InvalidArguments, TaskTimeout, UnknownExecutor, UnknownTask, UnsupportedValue
@@ -90,15 +90,15 @@ class Finish:
 class FinishWriter:
     """Writes the ends of attempts in groups.
 
-    :param message: makes channel and payload of the notification that rides in the statement
+    :param messages: makes channel and payloads of the notifications that ride in the statement
     """
 
     def __init__(
-        self, database: Database, serializer: Serializer, message: Callable[[Sequence[Event]], tuple[str, str]]
+        self, database: Database, serializer: Serializer, messages: Callable[[Sequence[Event]], tuple[str, list[str]]]
     ) -> None:
         self._database = database
         self._serializer = serializer
-        self._message = message
+        self._messages = messages
         self._group: GroupCommit[Finish, None] = GroupCommit(self._write, largest=_LARGEST_GROUP)
 
     async def put(self, finish: Finish, *, deadline: float | None) -> None:
@@ -114,15 +114,16 @@ class FinishWriter:
         for finish in group:
             by_scheduler.setdefault(finish.scheduler_id, []).append(finish)
         for scheduler_id, finishes in by_scheduler.items():
-            # A caller on another node may wait for a job whose result is kept.
-            awaited = [
-                finish.event()
-                for finish in finishes
-                if finish.retry_after is None and finish.job.result_expiration_time > timedelta(0)
-            ]
+            told: list[Event] = []
+            for finish in finishes:
+                job = finish.job
+                if finish.retry_after == timedelta(0):  # given up by a node that stops: any other may run it at once
+                    told.append(JobAdded(job_id=job.id, task_id=job.task_id, schedule_id=job.schedule_id))
+                elif finish.retry_after is None and job.result_expiration_time > timedelta(0):
+                    told.append(finish.event())  # a caller on another node may wait for it
             host_offset = self._database.clock.host_offset
             arrays = rows.columns([self._values(finish, host_offset) for finish in finishes], _COLUMNS)
-            await self._database.fetch("finish_jobs", scheduler_id, *arrays, *self._message(awaited), deadline=deadline)
+            await self._database.fetch("finish_jobs", scheduler_id, *arrays, *self._messages(told), deadline=deadline)
         return [None] * len(group)
 
     def _values(self, finish: Finish, host_offset: timedelta) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ time; the loop only gets a :class:`PlannedTrigger`, which has no fire times left
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -74,6 +74,7 @@ class Plan:
     schedule: Schedule
     revision: UUID
     trigger: Trigger
+    stored_trigger: bytes = b""
     fires: list[PlannedFire] = field(default_factory=list)
     last_fire_time: datetime | None = None
     next_fire_time: datetime | None = None
@@ -98,11 +99,15 @@ class BrokenTrigger(Exception):
 def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
     """Yield the trigger's fire times after ``first``, in UTC and ascending, then None for ever.
 
-    In UTC, because Python compares and adds times of one zone by the clock on the wall, which repeats an hour.
+    In UTC, because Python compares and adds times of one zone by the clock on the wall, which repeats an hour. Times
+    up to ``first`` are passed over: the stored trigger of a schedule that was claimed ahead stands at the first fire
+    that was ahead then, so that those can be taken back.
 
-    :raises BrokenTrigger: when the trigger does anything else than that
+    :raises BrokenTrigger: when the trigger raises, does not advance, or yields something else
     """
-    last = first.astimezone(UTC)
+    first = first.astimezone(UTC)
+    last: datetime | None = None
+    passed = 0
     while True:
         try:
             given = trigger.next()
@@ -114,10 +119,19 @@ def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
             continue
         if following is None:
             raise BrokenTrigger(f"its trigger yielded {given!r} instead of an aware datetime")
-        if following <= last:
+        if last is not None and following <= last:
             raise BrokenTrigger(f"its trigger yielded {following.isoformat()} after {last.isoformat()}")
         last = following
-        yield following
+        if following > first:
+            yield following
+            continue
+        passed += 1
+        if passed > MAX_FIRES:
+            raise BrokenTrigger(f"its trigger yielded {following.isoformat()} after {first.isoformat()}")
+
+
+def _unfrozen(_trigger: Trigger) -> bytes:
+    return b""
 
 
 class TooFarBehind(Exception):
@@ -130,6 +144,7 @@ def plan(
     now: datetime,
     *,
     trigger: Trigger | None = None,
+    freeze: Callable[[Trigger], bytes] = _unfrozen,
     look_ahead: timedelta = _ZERO,
     max_steps: int | None = None,
 ) -> Plan:
@@ -140,6 +155,7 @@ def plan(
     missed. The trigger is advanced; nothing else is changed.
 
     :param trigger: the schedule's trigger, where ``schedule.trigger`` is a stand-in for it
+    :param freeze: serializes the trigger, at the first fire that is ahead
     :param look_ahead: fires that will be due within this are planned too; each of them runs
     :raises TooFarBehind: when ``max_steps`` are given and do not suffice
     """
@@ -162,6 +178,8 @@ def plan(
             if following is None or following > now + look_ahead or len(ahead) == MAX_FIRES:
                 break
             if following > now:
+                if not ahead:
+                    result.stored_trigger = freeze(trigger)
                 ahead.append(following)
             elif schedule.coalesce is CoalescePolicy.all and len(due) == MAX_FIRES:
                 break  # still due: claimed again at once
@@ -176,6 +194,8 @@ def plan(
         result.broken_reason = str(exc)
         following = None
 
+    if not ahead:
+        result.stored_trigger = freeze(trigger)
     result.next_fire_time = following
     result.last_fire_time = (ahead or due)[-1] if ahead or due else schedule.last_fire_time
     if due:

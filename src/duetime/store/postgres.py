@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from logging import Logger, getLogger
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -42,7 +43,6 @@ from apscheduler import (
     ScheduleRemoved,
     ScheduleResult,
     ScheduleUpdated,
-    SerializationError,
     Task,
     TaskAdded,
     TaskLookupError,
@@ -60,7 +60,7 @@ from ..serializer import TypedJSONSerializer
 from ..settings import DatabaseUrl
 from . import rows
 from .adding import Put, ScheduleWriter, check_durations, check_size, possible_ids
-from .announcing import announce, message
+from .announcing import announce, message, messages
 from .breathing import Breath
 from .connections import Connections, DirectConnections, EngineConnections
 from .database import Database, Row
@@ -125,6 +125,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
     _holds: dict[str, _Hold] = attrs.field(init=False, factory=dict)
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
     _breath: Breath = attrs.field(init=False, factory=Breath)
+    _alarm: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _nudging: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _adding: ScheduleWriter = attrs.field(init=False)
     _finishing: FinishWriter = attrs.field(init=False)
 
@@ -139,7 +141,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             self.connections, self.schema, call_timeout=self.call_timeout, from_scratch=self.start_from_scratch
         )
         self._adding = ScheduleWriter(self.database, self.serializer, self._message, self.max_arguments_bytes)
-        self._finishing = FinishWriter(self.database, self.serializer, self._message)
+        self._finishing = FinishWriter(self.database, self.serializer, self._messages)
         super().__attrs_post_init__()
 
     def _own_connections(self) -> Connections:
@@ -160,6 +162,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     def _message(self, events: Iterable[Event]) -> tuple[str, str]:
         return message(self._event_broker, events)
+
+    def _messages(self, events: Iterable[Event]) -> tuple[str, list[str]]:
+        return messages(self._event_broker, events)
 
     async def _emit(self, events: Iterable[Event]) -> None:
         await announce(self._event_broker, events)
@@ -186,6 +191,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             event_broker.on_hint = self._hint
             exit_stack.callback(setattr, event_broker, "on_hint", None)
         exit_stack.push_async_callback(self.connections.close)
+        exit_stack.callback(self._silence)
         if self._close_on_exit and isinstance(self._engine, AsyncEngine):
             exit_stack.push_async_callback(self._engine.dispose)
         await self._open()
@@ -197,6 +203,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Take note of what another node did; None: of whatever it may have done while nobody listened."""
         if event is None:
             self._tasks.clear()
+            self._nudge_loops()
         elif isinstance(event, TaskUpdated | TaskRemoved | TaskAdded):
             self._tasks.pop(event.task_id, None)
 
@@ -355,11 +362,12 @@ class PostgresDataStore(SQLAlchemyDataStore):
         revision, now = row["revision"], row["now"]
         trigger = self.serializer.deserialize(row["trigger"])
         schedule = rows.schedule_from(row, self.serializer, trigger=PlannedTrigger(trigger))
+        make = partial(plan, schedule, revision, now, freeze=self.serializer.serialize, look_ahead=look_ahead)
         try:
-            return plan(schedule, revision, now, trigger=trigger, look_ahead=look_ahead, max_steps=STEPS_ON_THE_LOOP)
+            return make(trigger=trigger, max_steps=STEPS_ON_THE_LOOP)
         except TooFarBehind:
             trigger = self.serializer.deserialize(row["trigger"])
-            return await asyncio.to_thread(plan, schedule, revision, now, trigger=trigger, look_ahead=look_ahead)
+            return await asyncio.to_thread(make, trigger=trigger)
 
     def _look_ahead(self) -> timedelta:
         """Return how long before their time schedules are claimed."""
@@ -385,19 +393,14 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 continue
             made = hold.plan
             plans.append(made)
-            broken_reason, stored = made.broken_reason, None
-            try:
-                stored = self.serializer.serialize(made.trigger)
-            except SerializationError as exc:
-                broken_reason = broken_reason or f"its trigger cannot be stored: {exc}"
             updates.append(
                 (
                     made.schedule.id,
                     made.revision,
-                    stored,
+                    made.stored_trigger,
                     made.last_fire_time,
                     made.next_fire_time,
-                    broken_reason and broken_reason[:MAX_ERROR_LENGTH],
+                    made.broken_reason and made.broken_reason[:MAX_ERROR_LENGTH],
                 )
             )
             fires.extend(
@@ -592,8 +595,31 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         await self._reap(None, default="retry")
         most = LARGEST_CLAIM if limit is None else limit
-        claimed, _ = await self._claim(scheduler_id, lease_duration, most, timedelta(0))
+        claimed, answer = await self._claim(scheduler_id, lease_duration, most, timedelta(0))
+        self._set_alarm(answer["next_due"], answer["next_expiry"])
         return [job for job, _ in claimed]
+
+    def _set_alarm(self, *moments: datetime | None) -> None:
+        """Wake the loops at the first of these moments to come: the stock job loop waits for events, and the time of
+        a retry or of a fire with jitter, and the end of a vanished worker's lease, are none."""
+        waits = [self.database.clock.wait_for(moment) for moment in moments if moment is not None]
+        self._silence()
+        if later := [wait for wait in waits if wait > 0]:
+            self._alarm = asyncio.get_running_loop().call_later(min(later), self._nudge_loops)
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _nudge_loops(self) -> None:
+        """Make this process's scheduler look for work."""
+        broker = self._event_broker
+        if isinstance(broker, PostgresEventBroker):
+            broker.nudge_workers()
+            broker.nudge_schedulers()
+        else:
+            nudge = broker.publish_local(JobAdded(job_id=uuid4(), task_id="", schedule_id=None))
+            self._nudging = asyncio.get_running_loop().create_task(nudge)
 
     async def _claim(
         self, scheduler_id: str, lease_duration: timedelta, limit: int, look_ahead: timedelta
@@ -633,7 +659,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
         await self._tell_finished(finish)
 
     async def _tell_finished(self, finish: Finish) -> None:
-        await self._emit([finish.event()])
+        """Tell this node; a job that waits for its next attempt is not released, it is in the queue again."""
+        job = finish.job
+        queued = JobAdded(job_id=job.id, task_id=job.task_id, schedule_id=job.schedule_id)
+        await self._emit([finish.event() if finish.retry_after is None else queued])
 
     async def get_job_result(self, job_id: UUID) -> JobResult | None:
         """Return the job's result, any number of times until it expires, or None if there is none."""

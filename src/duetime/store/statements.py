@@ -342,7 +342,9 @@ _named(
     {_TAKE_BACK.strip()},
     told as (select pg_notify($2, $3) where $3 <> '')
     update {{s}}.schedules s
-    set paused = true, acquired_by = null, acquired_until = null, revision = gen_random_uuid(), updated_at = now()
+    set paused = true, acquired_by = null, acquired_until = null, revision = gen_random_uuid(), updated_at = now(),
+        -- What was taken back is due again, so that resuming in time loses nothing.
+        next_fire_time = least(s.next_fire_time, (select min(t.fire_time) from taken t where t.schedule_id = s.id))
     from changed c where s.id = c.id
     returning s.id, s.task_id, s.next_fire_time, (select count(*) from told) as told,
         array(select t.id from taken t where t.schedule_id = s.id) as taken_back
@@ -373,10 +375,10 @@ _named(
     )
     insert into {s}.jobs as j (
         id, task_id, args, kwargs, schedule_id, fire_time, scheduled_fire_time, executor, result_expiration_time,
-        metadata, run_at
+        metadata, created_at, run_at
     )
     select f.job_id, w.task_id, w.args, w.kwargs, w.id, w.at, w.at, w.job_executor, w.job_result_expiration_time,
-        w.metadata, w.at
+        w.metadata, w.at, w.at
     from wanted w cross join fire f
     returning j.id, j.task_id, j.schedule_id, (select count(*) from told) as told
     """,
@@ -541,7 +543,7 @@ _named(
         from mine where retry_at is null and expires_at > finished_at
         on conflict (job_id) do nothing
     ),
-    told as (select pg_notify($14, $15) where $15 <> '')
+    told as (select pg_notify($14, payload) from unnest($15::text[]) as payload)
     select id, retry_at, (select count(*) from told) as told from mine
     """,
 )

@@ -1,0 +1,1 @@
+"""An example application: reminders and a daily digest."""
