@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from duetime.errors import InvalidSettings
@@ -350,6 +351,7 @@ class TestDatabaseUrl:
         assert {first} == {second}
         assert pickle.loads(pickle.dumps(first)) == second  # noqa: S301 - our own
 
+    @hypothesis_settings(deadline=None)
     @given(st.text())
     def test_reading_raises_nothing_but_invalid_settings(self, text: str) -> None:
         for prefix in ("", "postgresql://", "postgres://me:pw@there/db?", "postgresql://me:pw@there"):
@@ -360,6 +362,7 @@ class TestDatabaseUrl:
             assert parse(url.text) == parse(parse(url.text).text)
             url.asyncpg_arguments()
 
+    @hypothesis_settings(deadline=None)
     @given(
         password=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
         database=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip),
@@ -373,6 +376,7 @@ class TestDatabaseUrl:
         for shown in (url.redacted, str(url), repr(url)):
             assert "hunter2" not in shown
 
+    @hypothesis_settings(deadline=None)
     @given(st.text(st.characters(exclude_categories=["Cs"])))
     def test_a_badly_written_password_is_in_no_message(self, password: str) -> None:
         for text in (f"postgresql://me:hunter2{password}@there/db", f"mysql://me:hunter2{password}@there/db"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -13,7 +13,15 @@ WITHIN = 20.0
 """Seconds that anything a test waits for may take; a test that passes never waits that long."""
 
 
-async def eventually(check: Callable[[], Awaitable[T] | T], *, within: float = WITHIN) -> T:
+@overload
+async def eventually(check: Callable[[], Awaitable[T]], *, within: float = ...) -> T: ...
+
+
+@overload
+async def eventually(check: Callable[[], T], *, within: float = ...) -> T: ...
+
+
+async def eventually(check: Callable[[], Any], *, within: float = WITHIN) -> Any:
     """Return what ``check`` returns as soon as it is true; asked again every few milliseconds.
 
     A failed assertion inside ``check`` counts as not true yet.
@@ -24,7 +32,7 @@ async def eventually(check: Callable[[], Awaitable[T] | T], *, within: float = W
     deadline = loop.time() + within
     while True:
         problem: AssertionError | None = None
-        answer: T | None = None
+        answer: Any = None
         try:
             outcome = check()
             answer = await outcome if isawaitable(outcome) else outcome

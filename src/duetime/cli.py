@@ -27,6 +27,7 @@ import uvicorn
 from rich.console import Console
 from rich.text import Text
 
+from .app import create_app
 from .errors import DuetimeError, InvalidSettings
 from .local import LocalDatabase
 from .settings import Settings
@@ -108,8 +109,6 @@ def _serve(options: dict[str, Any]) -> None:
         logger.warning("%s", warning)
     _import_task_modules(settings.task_modules)
     listener = _listen(settings.host, settings.port)
-
-    from .app import create_app  # here, so that `duetime check` works without what it imports
 
     application = create_app(settings)
     config = uvicorn.Config(

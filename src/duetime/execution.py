@@ -2,25 +2,34 @@
 
 Every failure leaves an executor as an ``Exception``: the stock scheduler lets ``SystemExit`` and
 ``KeyboardInterrupt`` of a job end the process, and a plain ``def`` block the event loop (4.0.0a6,
-``_schedulers/async_.py``, ``_run_job``; ``executors/async_.py``).
+``_schedulers/async_.py``, ``_run_job``; ``executors/async_.py``). And every job ends when it has to: a coroutine runs
+in a task of its own, which is left to itself when it swallows its cancellation, and a function in a thread that the
+end of the process does not wait for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction, unwrap
 from typing import Any
 
-from anyio import CapacityLimiter, to_process, to_thread
+from anyio import CancelScope, CapacityLimiter, to_process
 from apscheduler import Job
 from apscheduler.abc import JobExecutor
 
 from .errors import TaskAborted, TaskTimeout, UnknownExecutor
 from .tasks import AUTO_EXECUTOR, TaskOptions, TaskRegistry
+from .threads import DaemonThreads, ThreadCall
+
+logger = logging.getLogger(__name__)
+
+CANCEL_GRACE = 0.25
+"""Seconds that a cancelled coroutine has to clean up before its job ends without it."""
 
 
 class Unavailable:
@@ -33,11 +42,115 @@ class Unavailable:
         raise self.error
 
 
-class TaskExecutor(JobExecutor):
-    """Base of the executors: binds the arguments, keeps the time-out, and turns every end into a result or an error."""
+class Unresolved:
+    """Stands in for a task function whose module has to be imported first, which may take long and do anything.
 
-    def __init__(self, registry: TaskRegistry) -> None:
+    :param find: imports and returns it, or an :class:`Unavailable`
+    """
+
+    def __init__(self, find: Callable[[], Callable[..., Any]]) -> None:
+        self._find = find
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._find()(*args, **kwargs)
+
+    async def resolve(self) -> Callable[..., Any]:
+        """Find the function, in a thread."""
+        call = ThreadCall(self._find)
+        call.start("duetime import")
+        return await call.outcome
+
+
+class Coroutines:
+    """The coroutines of a node's jobs, each in a task of its own, so that none can hold its job or the node."""
+
+    def __init__(self) -> None:
+        self._left: dict[asyncio.Task[Any], Any] = {}
+
+    @property
+    def left(self) -> int:
+        """How many have swallowed their cancellation and go on, although their jobs have ended."""
+        return len(self._left)
+
+    async def run(self, awaitable: Awaitable[Any]) -> Any:
+        """Return what the awaitable returns.
+
+        When this call is cancelled, so is the awaitable, once, and what has not ended ``CANCEL_GRACE`` later is left
+        to itself.
+        """
+        loop = asyncio.get_running_loop()
+        work = loop.create_task(_contained(awaitable))
+        ended = loop.create_future()
+        work.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+        try:
+            await ended
+        except asyncio.CancelledError:
+            work.cancel()
+            with CancelScope(shield=True):
+                await asyncio.wait([work], timeout=CANCEL_GRACE)
+            if work.done():
+                _forget(work)
+            else:
+                self._left[work] = awaitable
+                work.add_done_callback(self._end)
+            raise
+        return work.result()
+
+    def _end(self, work: asyncio.Task[Any]) -> None:
+        self._left.pop(work, None)
+        _forget(work)
+
+    def end(self) -> None:
+        """End those that are left, whatever they catch: the node stops, and the process could not end before them."""
+        for work, awaitable in list(self._left.items()):
+            name = getattr(awaitable, "__qualname__", type(awaitable).__qualname__)
+            logger.error("%s did not end when it was cancelled; it is closed", name)
+            if close := getattr(awaitable, "close", None):
+                try:
+                    close()
+                except BaseException as exc:  # whatever it raises instead of ending
+                    logger.error("%s cannot be closed (%s)", name, type(exc).__name__)
+            work.cancel()
+
+
+async def _contained(awaitable: Awaitable[Any]) -> Any:
+    """Await, and let nothing out of the task that the event loop would end the process for."""
+    try:
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as exc:
+        raise _Ended(exc) from exc
+
+
+class _Ended(Exception):
+    """Carries what would end the process out of a task."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def _forget(work: asyncio.Task[Any]) -> None:
+    """Take note of a task's exception, which nobody else will."""
+    if not work.cancelled():
+        work.exception()
+
+
+def _said(exception: BaseException) -> str:
+    try:
+        return f"{type(exception).__name__}({exception})"
+    except Exception:  # an exception whose text cannot be had
+        return type(exception).__name__
+
+
+class TaskExecutor(JobExecutor):
+    """Base of the executors: binds the arguments, keeps the time-out, and turns every end into a result or an error.
+
+    :param coroutines: where coroutines run; shared by a node's executors
+    """
+
+    def __init__(self, registry: TaskRegistry, coroutines: Coroutines | None = None) -> None:
         self._registry = registry
+        self._coroutines = coroutines or Coroutines()
 
     async def run_job(self, func: Callable[..., Any], job: Job) -> Any:
         """Run the job's function and return what it returns.
@@ -46,17 +159,19 @@ class TaskExecutor(JobExecutor):
         :raises TaskAborted: if the function raised something that would end a process or a task
         :raises InvalidArguments: if the stored arguments no longer fit the function
         """
-        if isinstance(func, Unavailable):
-            raise func.error
-        args, kwargs = job.args, job.kwargs
-        if registered := self._registry.get(job.task_id):
-            args, kwargs = registered.bind(args, kwargs)
         timeout = TaskOptions.from_metadata(job.metadata).timeout
         seconds = None if timeout is None else timeout.total_seconds()
         running = asyncio.current_task()
         scope = asyncio.timeout(seconds)
         try:
             async with scope:
+                if isinstance(func, Unresolved):
+                    func = await func.resolve()
+                if isinstance(func, Unavailable):
+                    raise func.error
+                args, kwargs = job.args, job.kwargs
+                if registered := self._registry.get(job.task_id):
+                    args, kwargs = registered.bind(args, kwargs)
                 return await self.call(partial(func, *args, **kwargs))
         except TimeoutError:
             if scope.expired():
@@ -66,12 +181,15 @@ class TaskExecutor(JobExecutor):
             if running is not None and running.cancelling():
                 raise
             raise TaskAborted(f"expected {job.task_id} to return or raise an error, and it cancelled itself.") from None
+        except _Ended as ended:
+            raise self._aborted(job, ended.cause) from ended.cause
         except Exception:
             raise
         except BaseException as exc:
-            raise TaskAborted(
-                f"expected {job.task_id} to return or raise an error, got {type(exc).__name__}({exc})."
-            ) from exc
+            raise self._aborted(job, exc) from exc
+
+    def _aborted(self, job: Job, exception: BaseException) -> TaskAborted:
+        return TaskAborted(f"expected {job.task_id} to return or raise an error, got {_said(exception)}.")
 
     @abstractmethod
     async def call(self, function: partial[Any]) -> Any:
@@ -84,7 +202,7 @@ class LoopExecutor(TaskExecutor):
     async def call(self, function: partial[Any]) -> Any:
         """Call on the event loop."""
         outcome = function()
-        return await outcome if isawaitable(outcome) else outcome
+        return await self._coroutines.run(outcome) if isawaitable(outcome) else outcome
 
 
 class ThreadExecutor(TaskExecutor):
@@ -93,17 +211,22 @@ class ThreadExecutor(TaskExecutor):
     :param max_workers: threads at once
     """
 
-    def __init__(self, registry: TaskRegistry, *, max_workers: int = 40) -> None:
-        super().__init__(registry)
+    def __init__(
+        self, registry: TaskRegistry, coroutines: Coroutines | None = None, *, max_workers: int = 40
+    ) -> None:
+        super().__init__(registry, coroutines)
         self._max_workers = max_workers
 
     async def start(self, exit_stack: AsyncExitStack) -> None:
-        """Make the limit of threads."""
+        """Make the threads' limit; they are started when needed."""
         self._limiter = CapacityLimiter(self._max_workers)
+        self._threads = DaemonThreads("duetime worker")
+        exit_stack.callback(self._threads.close)
 
     async def call(self, function: partial[Any]) -> Any:
         """Call in a thread."""
-        return await to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
+        async with self._limiter:
+            return await self._threads.run(function)
 
 
 class ProcessExecutor(TaskExecutor):
@@ -112,8 +235,8 @@ class ProcessExecutor(TaskExecutor):
     :param max_workers: processes at once
     """
 
-    def __init__(self, registry: TaskRegistry, *, max_workers: int = 4) -> None:
-        super().__init__(registry)
+    def __init__(self, registry: TaskRegistry, coroutines: Coroutines | None = None, *, max_workers: int = 4) -> None:
+        super().__init__(registry, coroutines)
         self._max_workers = max_workers
 
     async def start(self, exit_stack: AsyncExitStack) -> None:
@@ -132,9 +255,9 @@ class AutoExecutor(ThreadExecutor):
         """Call where the function belongs."""
         target = unwrap(function.func)
         if iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
-            return await function()
+            return await self._coroutines.run(function())
         outcome = await super().call(function)
-        return await outcome if isawaitable(outcome) else outcome
+        return await self._coroutines.run(outcome) if isawaitable(outcome) else outcome
 
 
 class _MissingExecutor(TaskExecutor):
@@ -159,12 +282,13 @@ class Executors(dict[str, JobExecutor]):
     """
 
     def __init__(self, registry: TaskRegistry) -> None:
+        self.coroutines = Coroutines()
         super().__init__(
             {
-                AUTO_EXECUTOR: AutoExecutor(registry),
-                "async": LoopExecutor(registry),
-                "threadpool": ThreadExecutor(registry),
-                "processpool": ProcessExecutor(registry),
+                AUTO_EXECUTOR: AutoExecutor(registry, self.coroutines),
+                "async": LoopExecutor(registry, self.coroutines),
+                "threadpool": ThreadExecutor(registry, self.coroutines),
+                "processpool": ProcessExecutor(registry, self.coroutines),
             }
         )
         self._registry = registry

@@ -7,7 +7,9 @@ The stock loops stay. What is overridden here of 4.0.0a6 (``_schedulers/async_.p
 - ``_get_task_callable``: a function that cannot be found ended the scheduler, at every start; here that job fails with
   the reason (promise 4), and only registered functions and the application's own modules are ever resolved (promise 9);
 - ``pause_schedule`` and ``unpause_schedule`` wrote back a whole row that was read before, losing other changes;
-- ``add_schedule("name", …)`` made a task without a function out of any text.
+- ``add_schedule("name", …)`` made a task without a function out of any text;
+- ``get_job_result`` and ``run_job`` waited for ever for a notification that was lost, and took an attempt that is made
+  again for the end of the job.
 """
 
 from __future__ import annotations
@@ -16,21 +18,37 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import attrs
-from apscheduler import AsyncScheduler, RunState, SchedulerRole, Task, TaskDefaults
+from apscheduler import (
+    AsyncScheduler,
+    Job,
+    JobCancelled,
+    JobDeadlineMissed,
+    JobLookupError,
+    JobOutcome,
+    JobReleased,
+    JobResult,
+    RunState,
+    SchedulerRole,
+    Task,
+    TaskDefaults,
+)
 from apscheduler._decorators import TASK_PARAMETERS_KEY
 from apscheduler._utils import unset
 
 from .broker import PostgresEventBroker
 from .errors import InvalidTask, UnknownTask
-from .execution import Executors, Unavailable
+from .execution import Executors, Unavailable, Unresolved
 from .settings import Settings
 from .store.connections import Connections
+from .store.finishing import error_text
 from .store.node import NodeDataStore
 from .tasks import AUTO_EXECUTOR, RegisteredTask, TaskOptions, TaskRegistry, reference
 
@@ -59,21 +77,24 @@ class DuetimeScheduler(AsyncScheduler):
         """Let calls through while the scheduler starts: the store waits for the database itself."""
 
     def _get_task_callable(self, task: Task) -> Callable[..., Any]:
-        """Return the task's function, or a stand-in that fails with the reason."""
+        """Return the task's function, or a stand-in that finds it, or fails with the reason, when it is run."""
         if registered := self.registry.get(task.id):
             return registered.func
+        return Unresolved(partial(self._find, task))
+
+    def _find(self, task: Task) -> Callable[..., Any]:
         try:
             return self._resolve(task)
-        except Exception as exc:  # whatever importing an application's module raises is this job's failure
-            if not isinstance(exc, UnknownTask):
-                exc = UnknownTask(f"{task.id} ({type(exc).__name__}: {exc})", [each.name for each in self.registry])
+        except UnknownTask as exc:
             return Unavailable(exc)
+        except BaseException as exc:  # whatever importing an application's module raises is this job's failure
+            reason = f"{task.id} ({error_text(exc)})"
+            return Unavailable(UnknownTask(reason, [each.name for each in self.registry]))
 
     def _resolve(self, task: Task) -> Callable[..., Any]:
         """Look a stored reference up inside the application's task modules, and nowhere else (promise 9)."""
         module_name, _, qualname = (task.func or "").partition(":")
-        allowed = any(module_name == each or module_name.startswith(f"{each}.") for each in self.task_modules)
-        if not (qualname and allowed):
+        if not (qualname and self._is_own(module_name)):
             raise UnknownTask(task.id, [each.name for each in self.registry])
         found: Any = import_module(module_name)
         if registered := self.registry.get(task.id):  # the import has registered it
@@ -82,7 +103,13 @@ class DuetimeScheduler(AsyncScheduler):
             found = getattr(found, name)
         if not callable(found):
             raise TypeError(f"{task.func} is not callable")
+        # What a module of the application has imported (`os.system`) is not the application's.
+        if not self._is_own(getattr(found, "__module__", None) or ""):
+            raise UnknownTask(task.id, [each.name for each in self.registry])
         return self.registry.add(found).func
+
+    def _is_own(self, module_name: str) -> bool:
+        return any(module_name == each or module_name.startswith(f"{each}.") for each in self.task_modules)
 
     async def configure_task(self, func_or_task_id: Any, **options: Any) -> Task:
         """Add or update a task definition; see APScheduler's documentation.
@@ -95,30 +122,41 @@ class DuetimeScheduler(AsyncScheduler):
         func = options.pop("func", None)
         if isinstance(func_or_task_id, str):
             if callable(func):
-                self.registry.add(func, name=func_or_task_id)
-                return await super().configure_task(func_or_task_id, func=func, **options)
-            func_or_task_id = self.registry.find(func_or_task_id).func
-        if not callable(func_or_task_id):
+                registered = self._register(func, func_or_task_id, options.get("metadata", unset))
+            else:
+                registered = self.registry.find(func_or_task_id)
+        elif callable(func_or_task_id):
+            declared = getattr(func_or_task_id, TASK_PARAMETERS_KEY, None)
+            if declared is not None and isinstance(declared.id, str):
+                registered = self._register(func_or_task_id, declared.id, declared.metadata)
+            else:
+                registered = self._register(func_or_task_id, None, unset)
+        else:
             return await super().configure_task(func_or_task_id, **options)
-        parameters = getattr(func_or_task_id, TASK_PARAMETERS_KEY, None)
-        if parameters is not None and isinstance(parameters.id, str):
-            if self.registry.get(parameters.id) is None:
-                given = {} if parameters.metadata is unset else parameters.metadata
-                task_options = TaskOptions.from_metadata({**TaskOptions().to_metadata(), **given})
-                self.registry.add(func_or_task_id, name=parameters.id, options=task_options)
-            return await super().configure_task(func_or_task_id, **options)
-        registered = self._register_by_reference(func_or_task_id)
-        return await super().configure_task(registered.name, func=func_or_task_id, **options)
+        declared = getattr(registered.func, TASK_PARAMETERS_KEY, None)
+        if declared is not None and declared.id == registered.name:  # the decorator says the rest
+            return await super().configure_task(registered.func, **options)
+        given = options.pop("metadata", unset)
+        metadata = {**registered.options.to_metadata(), **({} if given is unset else given)}
+        return await super().configure_task(registered.name, func=registered.func, metadata=metadata, **options)
 
-    def _register_by_reference(self, func: Callable[..., Any]) -> RegisteredTask:
-        name = reference(func)
-        if "<" in name:
+    def _register(self, func: Callable[..., Any], name: str | None, metadata: Any) -> RegisteredTask:
+        """Return the registered task of a function, registering it if this node has not.
+
+        :raises DuplicateTask: if the name belongs to another function
+        """
+        key = name or reference(func)
+        present = self.registry.get(key)
+        if present and present.func is func:
+            return present
+        if name is None and "<" in key:
             raise InvalidTask(
-                f"expected a function that is found again after a restart, got {name}. Move it to the top level of a "
+                f"expected a function that is found again after a restart, got {key}. Move it to the top level of a "
                 f"module, or give it a name with @task(name=…)."
             )
-        present = self.registry.get(name)
-        return present if present and present.func is func else self.registry.add(func)
+        given = {} if metadata is unset else metadata
+        options = TaskOptions.from_metadata({**TaskOptions().to_metadata(), **given})
+        return self.registry.add(func, name=None if key == reference(func) else key, options=options)
 
     async def pause_schedule(self, id: str) -> None:  # noqa: A002 - the stock signature
         """Stop the schedule from firing until it is resumed.
@@ -141,6 +179,62 @@ class DuetimeScheduler(AsyncScheduler):
         """
         start = datetime.now(UTC) - self.store.database.clock.host_offset if resume_from == "now" else resume_from
         await self.store.resume_schedule(id, resume_from=start)
+
+    async def get_job_result(self, job_id: UUID, *, wait: bool = True) -> JobResult | None:
+        """Return a job's result, when it has ended for good; None if it kept none.
+
+        It is the notification that ends the wait; a lost one costs at most the poll interval (promise 5).
+
+        :param wait: False: raise at once when there is no result yet
+        :raises apscheduler.JobLookupError: if there is neither the job nor a result
+        """
+        ended = asyncio.Event()
+
+        def listen(event: JobReleased) -> None:
+            if event.job_id == job_id:
+                ended.set()
+
+        has_waited = False
+        with self.event_broker.subscribe(listen, {JobReleased}):
+            while True:
+                ended.clear()
+                is_going = bool(await self.data_store.get_jobs([job_id]))
+                if result := await self.data_store.get_job_result(job_id):
+                    return result
+                if has_waited and not is_going:
+                    return None
+                if not (is_going and wait):
+                    raise JobLookupError(job_id)
+                has_waited = True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.store.poll_interval.total_seconds()):
+                        await ended.wait()
+
+    async def run_job(self, func_or_task_id: Any, **options: Any) -> Any:
+        """Run a task now, on whichever node, and return what it returns, after retries if there are any.
+
+        :param options: those of :meth:`add_job`
+        :raises Exception: what the last attempt raised, as the serializer keeps it
+        :raises apscheduler.JobCancelled: if the job was cancelled
+        :raises apscheduler.JobDeadlineMissed: if it could not start in time
+        """
+        job_id = await self.add_job(func_or_task_id, result_expiration_time=timedelta(minutes=15), **options)
+        result = await self.get_job_result(job_id)
+        if result is not None and result.exception is not None:
+            raise result.exception
+        match result and result.outcome:
+            case JobOutcome.success:
+                return result and result.return_value
+            case JobOutcome.cancelled:
+                raise JobCancelled
+            case JobOutcome.missed_start_deadline:
+                raise JobDeadlineMissed
+        raise JobLookupError(job_id)
+
+    async def _run_job(self, job: Job, func: Callable[..., Any], executor: str) -> None:
+        """Run the job, which from now on counts as begun: what cuts it short is not taken for a job never started."""
+        self.store.begin(job)
+        await super()._run_job(job, func, executor)
 
     def forget_running_jobs(self) -> None:
         """Free the places of jobs that a crash of the scheduler ended before they began (they stay counted there)."""

@@ -19,7 +19,10 @@ from .waiting import until
 DAILY = {"type": "cron", "expression": "0 9 * * *"}
 GOOD: dict[str, Any] = {"task": "greet", "kwargs": {"name": "Ada"}, "trigger": DAILY}
 CALL_TIMEOUT = 1.0
-DEFINITIONS = ("tasks", "schedules", "jobs", "fires", "runs", "job_results")
+EVERYTHING_STORED = " union all ".join(
+    f"select '{table}', to_jsonb(t)::text from duetime.{table} t"  # noqa: S608 - names of our own
+    for table in ("tasks", "schedules", "jobs", "fires", "runs", "job_results")
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +44,7 @@ def stored(own_database: DatabaseUrl, api: Server) -> Iterator[Callable[[], list
     """Reads what the database holds; after each test it must be what it was, and the same process must run."""
 
     def read() -> list[Any]:
-        everything = [run_sql(own_database, f"select * from duetime.{table} order by 1") for table in DEFINITIONS]  # noqa: S608
-        return [[tuple(row) for row in rows] for rows in everything]
+        return sorted(tuple(row) for row in run_sql(own_database, EVERYTHING_STORED))
 
     before, pid, listed = read(), api.pid, api.everything("/api/schedules")
     yield read

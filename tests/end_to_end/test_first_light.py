@@ -10,6 +10,8 @@ from .sink import Sink
 from .waiting import until
 
 SECOND = timedelta(seconds=1)
+# Longer than the lease, and than the look-ahead: several fires fall due that nobody has seen coming.
+DOWN = 4 * SECOND
 # Small, so that what a killed process held is free again soon.
 QUICK = {"DUETIME_LEASE_DURATION": "2", "DUETIME_CALL_TIMEOUT": "1.9"}
 
@@ -50,6 +52,7 @@ def test_schedules_made_over_http_run_on_time_and_go_on_after_kill_9(
 
     server.kill()
     killed_at = datetime.now(UTC)
+    until(lambda: datetime.now(UTC) > killed_at + DOWN, "some fires to fall due")
     server.start()
     server.wait_until_ready()
     ready_at = datetime.now(UTC)
@@ -62,22 +65,23 @@ def test_schedules_made_over_http_run_on_time_and_go_on_after_kill_9(
     times = [fire_time(fire) for fire in ledger]
     assert times == [times[0] + n * SECOND for n in range(len(times))], "each second has a row, and one only"
     for fire in ledger:
-        if fire_time(fire) < killed_at - SECOND or fire_time(fire) > ready_at + SECOND:
-            assert fire["state"] == "succeeded", fire  # it fell due while the server was up
-        else:
+        if killed_at - SECOND <= fire_time(fire) <= ready_at + SECOND:
             assert fire["state"] in ("succeeded", "coalesced"), fire
             assert fire["reason"] or fire["state"] == "succeeded", fire
+        else:
+            assert fire["state"] == "succeeded", fire  # it fell due while the server was up
+    late = [fire for fire in ledger if killed_at < fire_time(fire) < ready_at]
+    assert "coalesced" in {fire["state"] for fire in late}, "of those that fell due while it was down"
+    assert "succeeded" in {fire["state"] for fire in late}, "one ran for all"
     ran = [fire for fire in ledger if fire["state"] == "succeeded"]
-    assert any(killed_at - SECOND <= fire_time(fire) <= ready_at + SECOND for fire in ran), (
-        "one ran for all that were late"
-    )
 
     # The sink agrees with the ledger: no effect without a fire, no fire without its effect, none doubled.
     effects = Counter(sink.keys("/tick"))
     assert set(effects) == {fire["job_id"] for fire in ran}
     for fire in ran:
         assert effects[fire["job_id"]] <= fire["attempts"], fire
-    assert sum(fire["attempts"] for fire in ran) <= len(ran) + 1, "only the job that the kill hit may be run again"
+        # Only what the killed process had in its hands is attempted again.
+        assert fire["attempts"] == 1 or abs(fire_time(fire) - killed_at) < 2 * SECOND, fire
 
     [fire] = server.fires(once["id"])
     assert (fire["state"], fire["attempts"]) == ("succeeded", 1)

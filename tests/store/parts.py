@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 from apscheduler import CoalescePolicy, ConflictPolicy, Event, Job, Schedule, ScheduleResult, Task
-from apscheduler.abc import EventBroker, Trigger
+from apscheduler.abc import DataStore, EventBroker, Trigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from sqlalchemy.engine import URL
@@ -56,7 +56,7 @@ async def engine_of(database: DatabaseUrl, **options: Any) -> AsyncIterator[Asyn
 
 
 @asynccontextmanager
-async def started(store: PostgresDataStore, broker: EventBroker | None = None) -> AsyncIterator[list[Event]]:
+async def started(store: DataStore, broker: EventBroker | None = None) -> AsyncIterator[list[Event]]:
     """Start a store as a scheduler does, and yield the events that it tells this process."""
     events: list[Event] = []
     async with AsyncExitStack() as stack:
@@ -65,6 +65,11 @@ async def started(store: PostgresDataStore, broker: EventBroker | None = None) -
         broker.subscribe(events.append)
         await store.start(stack, broker, logger)
         yield events
+
+
+def silent_broker() -> PostgresEventBroker:
+    """Return a broker whose messages no node hears."""
+    return PostgresEventBroker("", channel="nobody", connect=_never)
 
 
 async def _never() -> Any:
@@ -114,11 +119,12 @@ def ago(seconds: float = 0) -> datetime:
 def a_task(name: str = "work", **options: Any) -> Task:
     """Return a task's definition with Duetime's default options."""
     values: dict[str, Any] = {
+        "func": f"tests:{name}",
         "job_executor": "auto",
         "max_running_jobs": None,
         "metadata": TaskOptions().to_metadata(),
     }
-    return Task(id=name, func=f"tests:{name}", **{**values, **options})
+    return Task(id=name, **{**values, **options})
 
 
 def a_schedule(name: str, trigger: Trigger | None = None, **options: Any) -> Schedule:
@@ -206,7 +212,7 @@ def result_of(schedule: Schedule, next_fire_time: datetime | None = None) -> Sch
 async def expire(connection: asyncpg.Connection, table: str) -> None:
     """Let all claims in the table have ended."""
     past = "set acquired_until = now() - interval '1 minute' where acquired_until is not null"
-    await connection.execute(f"update duetime.{table} {past}")  # noqa: S608 - a constant of the tests
+    await connection.execute(f"update duetime.{table} {past}")
 
 
 def ids(items: list[Any]) -> list[Any]:

@@ -194,8 +194,8 @@ async def test_an_argument_without_a_stored_form_is_refused_and_nothing_is_store
 @pytest.mark.parametrize("option", ["misfire_grace_time", "max_jitter", "job_result_expiration_time"])
 async def test_a_duration_that_leads_out_of_the_calendar_is_refused(store: PostgresDataStore, option: str) -> None:
     with pytest.raises(UnsupportedValue, match=option):
-        await add(store, a_schedule("s", **{option: timedelta.max}))
-    await add(store, a_schedule("s", **{option: timedelta(days=36_500)}))
+        await add(store, a_schedule("s", None, **{option: timedelta.max}))
+    await add(store, a_schedule("s", None, **{option: timedelta(days=36_500)}))
 
 
 # -- pause and resume ------------------------------------------------------------------------------------------------

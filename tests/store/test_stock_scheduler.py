@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import asyncpg
@@ -79,7 +80,7 @@ async def test_a_schedule_of_five_a_second_fires_on_and_on(engine: AsyncEngine, 
         schedule = await scheduler.get_schedule(schedule_id)
     assert schedule.last_fire_time is not None
     times = [row[0] for row in await connection.fetch("select fire_time from duetime.fires order by fire_time")]
-    gaps = {later - earlier for earlier, later in zip(times, times[1:], strict=False)}
+    gaps = {later - earlier for earlier, later in pairwise(times)}
     assert gaps == {timedelta(milliseconds=200)}, "each fire once, none left out"
 
 

@@ -199,7 +199,8 @@ class LocalDatabase:
                 elif not server and not is_kept:
                     self._launch(wait)
                 wait.a_little("the server to be ready")
-            return membership, self._address(server.socket_directory)
+            url = DatabaseUrl(host=server.socket_directory, port=keeper.SOCKET_PORT, user=SUPERUSER, database=DATABASE)
+            return membership, url
         except BaseException:
             os.close(membership)
             raise
@@ -271,11 +272,14 @@ class LocalDatabase:
 
     def _stop_orphan(self, server: PidFile) -> None:
         """Stop a server that has no keeper and no users."""
+        import psutil
+
         process = _process(server.pid)
         for step, seconds in keeper.SHUTDOWN_STEPS:
             if process is None or not _works_in(process, self._cluster):
                 break
-            process.send_signal(step)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(step)
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline and _works_in(process, self._cluster):
                 time.sleep(_POLL)
@@ -346,9 +350,6 @@ class LocalDatabase:
             yield
         finally:
             os.close(descriptor)
-
-    def _address(self, socket_directory: str) -> DatabaseUrl:
-        return DatabaseUrl(host=socket_directory, port=keeper.SOCKET_PORT, user=SUPERUSER, database=DATABASE)
 
 
 class _Wait:

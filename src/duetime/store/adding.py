@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-from apscheduler import ConflictPolicy, Event, Schedule, ScheduleAdded
+from apscheduler import ConflictPolicy, Event, Schedule, ScheduleAdded, ScheduleUpdated
 from apscheduler.abc import Serializer
 
 from ..errors import ArgumentsTooLarge, InvalidScheduleId, ScheduleExists, UnsupportedValue
@@ -208,7 +208,7 @@ class ScheduleWriter:
             found = await fetch(
                 self._database.statements["replace_schedules" if replaces else "add_schedules"],
                 *arrays,
-                *self._message(_earliest([new.schedule for _, new in batch])),
+                *self._message((_each if replaces else _earliest)([new.schedule for _, new in batch])),
             )
             by_id = {row["id"]: row for row in found}
             for place, new in batch:
@@ -223,6 +223,19 @@ def _earliest(schedules: Sequence[Schedule]) -> list[Event]:
     if first is None:
         return []
     return [ScheduleAdded(schedule_id=first.id, task_id=first.task_id, next_fire_time=first.next_fire_time)]
+
+
+def _each(schedules: Sequence[Schedule]) -> list[Event]:
+    """Return an event for each schedule, the earliest first: other nodes may hold fires of what they replace."""
+    events: list[ScheduleUpdated] = [
+        ScheduleUpdated(
+            schedule_id=schedule.id,
+            task_id=schedule.task_id,
+            next_fire_time=None if schedule.paused else schedule.next_fire_time,
+        )
+        for schedule in schedules
+    ]
+    return list(sorted(events, key=lambda event: event.next_fire_time or _LAST))
 
 
 def _outcome(new: NewSchedule, row: Row) -> Put | BaseException:

@@ -16,6 +16,7 @@ class Card:
     """A claimed job.
 
     :ivar due: database time from which it may start, in seconds since 1970
+    :ivar leased_until: database time at which the node's claim ends, if it is not renewed
     :ivar contested: whether another node may have unfinished work of the same schedule
     :ivar decides_overlap: whether an overlapping job is looked for when it starts, because it was claimed ahead
     """
@@ -23,6 +24,7 @@ class Card:
     due: float
     order: int
     job: Job = field(compare=False)
+    leased_until: float = field(compare=False)
     decides_overlap: bool = field(compare=False, default=False)
     contested: bool = field(compare=False, default=False)
 
@@ -45,9 +47,11 @@ class Hand:
         """When the next job may start; None when there is none."""
         return self._cards[0].due if self._cards else None
 
-    def take(self, job: Job, due: float, *, decides_overlap: bool = False, contested: bool = False) -> None:
+    def take(
+        self, job: Job, due: float, leased_until: float, *, decides_overlap: bool = False, contested: bool = False
+    ) -> None:
         """Hold a job until ``due``."""
-        heapq.heappush(self._cards, Card(due, next(self._order), job, decides_overlap, contested))
+        heapq.heappush(self._cards, Card(due, next(self._order), job, leased_until, decides_overlap, contested))
 
     def put_back(self, cards: Collection[Card]) -> None:
         """Hold cards again that were drawn or set aside."""

@@ -15,9 +15,10 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from logging import Logger
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import attrs
+from anyio import CancelScope
 from apscheduler import (
     Event,
     Job,
@@ -44,6 +45,10 @@ from .finishing import Finish
 from .hand import Card, Hand
 from .planning import Plan, PlannedFire
 from .postgres import LARGEST_CLAIM, PostgresDataStore
+from .transactions import current_transaction
+
+_LEAVE_TIMEOUT = 3.0
+"""Seconds that a node that stops waits for the database, to free what it has claimed."""
 
 _OVERLAPPED = "the job of an earlier fire had not ended (overlap=skip)"
 
@@ -70,6 +75,8 @@ class NodeDataStore(PostgresDataStore):
     stopping: bool = attrs.field(init=False, default=False)
     """Set while the node stops: it claims and starts nothing any more."""
     _hand: Hand = attrs.field(init=False, factory=Hand)
+    # Jobs that have begun and whose end is not recorded.
+    _begun: set[UUID] = attrs.field(init=False, factory=set)
     # Jobs of each schedule that this node has handed to the loop and that have not ended.
     _going: dict[str, set[UUID]] = attrs.field(init=False, factory=dict)
     # Schedules that had a job go back into the queue: another node may run it while the next fire starts here.
@@ -110,9 +117,31 @@ class NodeDataStore(PostgresDataStore):
         for task in (heartbeat, *self._background):
             task.cancel()
         await asyncio.wait([heartbeat, *self._background])
-        await self.give_back(self._attempts)
+        await self._leave()
+        self._hand.clear()
+        self._attempts.clear()
+        self._begun.clear()
         self._going.clear()
         self._elsewhere.clear()
+
+    async def _leave(self) -> None:
+        """Free what is claimed under this node's identity, whether or not the answer to the claim has come, but for
+        jobs that have begun and whose end is not recorded: their leases end by themselves."""
+        hints = [
+            JobAdded(job_id=uuid4(), task_id="", schedule_id=None),
+            ScheduleUpdated(schedule_id="", task_id="", next_fire_time=datetime.fromtimestamp(0, UTC)),
+        ]
+        deadline = asyncio.get_running_loop().time() + _LEAVE_TIMEOUT
+        try:
+            await self.database.fetch(
+                "leave", self.identity, list(self._begun), *self._message(hints), deadline=deadline
+            )
+        except StoreUnavailable as exc:
+            self._logger.warning("What this node had claimed stays claimed until the leases end: %s", exc)
+
+    def begin(self, job: Job) -> None:
+        """Take note that a job has begun."""
+        self._begun.add(job.id)
 
     async def stop_claiming(self) -> None:
         """Claim and start nothing from now on, and put what has not started back into the queue."""
@@ -154,9 +183,35 @@ class NodeDataStore(PostgresDataStore):
         """Renew the leases of all claimed jobs, started or not; says nothing to the database while there are none."""
         while True:
             await asyncio.sleep(self.lease_duration.total_seconds() / 3)
-            if ids := list(self._attempts):
-                kept = await self._loop_fetch("extend_jobs", self.identity, ids, self.lease_duration)
-                self._forget(set(ids) - {row["id"] for row in kept})
+            try:
+                await self._renew_leases(list(self._attempts))
+            except Exception:  # a heartbeat that has stopped would cost all jobs their leases
+                self._logger.exception("The leases of claimed jobs could not be renewed; trying again")
+
+    async def _renew_leases(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Renew the leases of those jobs that are still this node's, forget the others, and return which are."""
+        if not ids:
+            return set()
+        asked_at = self.database.clock.timestamp()
+        found = await self._loop_fetch("extend_jobs", self.identity, list(ids), self.lease_duration)
+        kept = {row["id"] for row in found}
+        self._forget(set(ids) - kept)
+        for card in self._hand:
+            if card.job.id in kept:
+                card.leased_until = asked_at + self.lease_duration.total_seconds()
+        return kept
+
+    async def _renew_late(self, cards: list[Card]) -> None:
+        """Start jobs whose time has come after their leases had ended, if no other node has taken them over."""
+        asked_at = self.database.clock.timestamp()
+        kept = await self._renew_leases([card.job.id for card in cards])
+        for card in cards:
+            if card.job.id in kept:
+                card.leased_until = asked_at + self.lease_duration.total_seconds()
+                self._hand.put_back([card])
+            else:
+                self._attempts.pop(card.job.id, None)
+        self._jobs_wake.set()
 
     def _forget(self, lost: set[UUID]) -> None:
         """Drop claimed jobs that are no longer this node's, if they have not started here."""
@@ -169,7 +224,12 @@ class NodeDataStore(PostgresDataStore):
     def _in_background(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._logger.error("A look-up of claimed jobs failed", exc_info=error)
 
     # -- hints --------------------------------------------------------------------------------------------------------
 
@@ -257,6 +317,7 @@ class NodeDataStore(PostgresDataStore):
                     self._hand.take(
                         job,
                         fire.run_time.timestamp(),
+                        row["leased_until"].timestamp(),
                         decides_overlap=fire.is_ahead and _skips(job.metadata),
                         contested=job.id in contested,
                     )
@@ -313,7 +374,7 @@ class NodeDataStore(PostgresDataStore):
         times = [time.timestamp() for time in (row["schedule_due"], row["schedule_expiry"]) if time is not None]
         self._next_due = min(times, default=None)
         self._next_due_known = True
-        self._plan_queue(row["job_due"], row["job_expiry"])
+        self._plan_queue(row["next_job_due"], row["job_expiry"])
         if row["job_due"] is not None and row["job_due"].timestamp() <= self.database.clock.timestamp():
             self._queue_is_due = True
             self._jobs_wake.set()
@@ -326,9 +387,10 @@ class NodeDataStore(PostgresDataStore):
         self._lease_ends_at = None if expiry is None else expiry.timestamp()
         if self._lease_ends_at is not None:
             self._queue_due_at = min(self._queue_due_at, max(self._lease_ends_at, now + 0.05))
-        # A job that is due and was not claimed waits for a place of its task: an event or the poll tells.
-        if due is not None and (begin := due.timestamp() - self._margin) > now:
-            self._queue_due_at = min(self._queue_due_at, begin)
+        if due is not None and due.timestamp() > now:
+            # Ahead of its time, if that is still to come; else at its time: a limited task's job is not claimed ahead.
+            begin = due.timestamp() - self._margin
+            self._queue_due_at = min(self._queue_due_at, begin if begin > now else due.timestamp())
 
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
@@ -340,7 +402,8 @@ class NodeDataStore(PostgresDataStore):
     # -- taking back --------------------------------------------------------------------------------------------------
 
     async def _put(self, schedule: Schedule, put: Put) -> None:
-        self._take_back(put.taken_back)
+        if current_transaction.get() is None:  # else nothing is taken back before the commit, which tells this node too
+            self._take_back(put.taken_back)
         await super()._put(schedule, put)
 
     def _take_back(self, jobs: Iterable[UUID]) -> None:
@@ -353,6 +416,8 @@ class NodeDataStore(PostgresDataStore):
 
     async def _change(self, name: str, schedule_ids: Sequence[str], *arguments: Any) -> Sequence[Row]:
         """Run a statement that takes schedules' jobs back; none of them starts while it is under way (exactness)."""
+        if current_transaction.get() is not None:
+            return await super()._change(name, schedule_ids, *arguments)
         aside = self._hand.set_aside(schedules=set(schedule_ids))
         taken: set[UUID] = set()
         try:
@@ -373,6 +438,9 @@ class NodeDataStore(PostgresDataStore):
             jobs = await self._wait_for_jobs(min(self.capacity if limit is None else limit, LARGEST_CLAIM))
         finally:
             self._is_asked = False
+        # A task may have been removed, or all been forgotten, since its job was claimed.
+        while unknown := next((job.task_id for job in jobs if job.task_id not in self._tasks), None):
+            await self._know_task(unknown)
         # The loop comes back at once for what is due next, instead of waiting for one of these to end.
         self._nudge()
         return jobs
@@ -396,8 +464,13 @@ class NodeDataStore(PostgresDataStore):
         """Return the held jobs that start now; those that an earlier job of their schedule stands against do not."""
         jobs: list[Job] = []
         unsure: list[Card] = []
-        for card in self._hand.draw(self.database.clock.timestamp(), most):
+        late: list[Card] = []
+        now = self.database.clock.timestamp()
+        for card in self._hand.draw(now, most):
             job = card.job
+            if card.leased_until <= now:  # this process was stopped, or the database away, for longer than the lease
+                late.append(card)
+                continue
             schedule_id = job.schedule_id
             if card.decides_overlap and schedule_id is not None:
                 if self._going.get(schedule_id):
@@ -411,6 +484,8 @@ class NodeDataStore(PostgresDataStore):
             jobs.append(job)
         if unsure:
             self._in_background(self._ask_overlap(unsure))
+        if late:
+            self._in_background(self._renew_late(late))
         return jobs
 
     async def _ask_overlap(self, cards: list[Card]) -> None:
@@ -452,6 +527,7 @@ class NodeDataStore(PostgresDataStore):
                 self._hand.take(
                     job,
                     row["run_at"].timestamp(),
+                    row["acquired_until"].timestamp(),
                     decides_overlap=made_ahead and _skips(job.metadata),
                     contested=True,
                 )
@@ -501,9 +577,12 @@ class NodeDataStore(PostgresDataStore):
         if finish.result.outcome is JobOutcome.cancelled and finish.options.on_crash is OnCrash.retry:
             finish.retry_after = timedelta(0)
         try:
-            await super()._finish(finish, deadline=self.database.deadline() if self.stopping else deadline)
-        except (StoreUnavailable, TimeoutError) as exc:
-            self._logger.warning("The end of job %s was not recorded: %s", job.id, exc)
+            await self._record(finish, self.database.deadline() if self.stopping else deadline)
+        except asyncio.CancelledError:
+            # The node stops while it writes how the attempt ended. It writes it again: an attempt ends only once.
+            with CancelScope(shield=True):
+                await self._record(finish, self.database.deadline())
+            raise
         finally:
             self._attempts.pop(job.id, None)
             if job.schedule_id is not None:
@@ -518,6 +597,14 @@ class NodeDataStore(PostgresDataStore):
         if task is not None and task.max_running_jobs is not None:
             self._queue_is_due = True  # a place of a limited task is free
             self._jobs_wake.set()
+
+    async def _record(self, finish: Finish, deadline: float | None) -> None:
+        try:
+            await super()._finish(finish, deadline=deadline)
+        except (StoreUnavailable, TimeoutError) as exc:
+            self._logger.warning("The end of job %s was not recorded: %s", finish.job.id, exc)
+        else:
+            self._begun.discard(finish.job.id)
 
     async def reap_abandoned_jobs(self, scheduler_id: str) -> None:
         """Do nothing: an identity that is unique per start has left nothing behind."""

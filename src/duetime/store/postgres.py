@@ -317,8 +317,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         A schedule that cannot be read is left out; a ``ScheduleDeserializationFailed`` event tells.
         """
-        wanted = None if ids is None else possible_ids(ids)
-        found = await self._user_fetch("schedules", wanted)
+        if ids is None:
+            found = await self._user_fetch("all_schedules")
+        else:
+            found = await self._user_fetch("schedules", possible_ids(ids))
         schedules = []
         for row in found:
             try:
@@ -569,8 +571,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         A job that cannot be read is left out; a ``JobDeserializationFailed`` event tells.
         """
-        wanted = None if ids is None else list(ids)
-        found = await self._user_fetch("jobs", wanted)
+        found = await (self._user_fetch("all_jobs") if ids is None else self._user_fetch("jobs", list(ids)))
         readable, unreadable = self._read_jobs(found)
         await self._emit(JobDeserializationFailed(job_id=row["id"], exception=exc) for row, exc in unreadable)
         return [job for job, _ in readable]
@@ -599,13 +600,17 @@ class PostgresDataStore(SQLAlchemyDataStore):
         self._set_alarm(answer["next_due"], answer["next_expiry"])
         return [job for job, _ in claimed]
 
-    def _set_alarm(self, *moments: datetime | None) -> None:
-        """Wake the loops at the first of these moments to come: the stock job loop waits for events, and the time of
+    def _set_alarm(self, due: datetime | None, expiry: datetime | None) -> None:
+        """Wake the loops when a queued job is due or a lease ends: the stock job loop waits for events, and the time of
         a retry or of a fire with jitter, and the end of a vanished worker's lease, are none."""
-        waits = [self.database.clock.wait_for(moment) for moment in moments if moment is not None]
+        clock = self.database.clock
+        waits = [] if expiry is None else [max(0.05, clock.wait_for(expiry))]
+        # A job that is due and was not claimed waits for a place of its task, and a job that ends is an event.
+        if due is not None and (wait := clock.wait_for(due)) > 0:
+            waits.append(wait)
         self._silence()
-        if later := [wait for wait in waits if wait > 0]:
-            self._alarm = asyncio.get_running_loop().call_later(min(later), self._nudge_loops)
+        if waits:
+            self._alarm = asyncio.get_running_loop().call_later(min(waits), self._nudge_loops)
 
     def _silence(self) -> None:
         if self._alarm is not None:

@@ -116,13 +116,12 @@ _NEW_SCHEDULES = """
         {conflict}
         returning s.id, s.xmax = 0 as added
     ),
-    changed as (select id from put where not added),
-    {take_back},
+    {take_back}
     -- Wakes the other nodes, but only when they do not wake early enough by themselves: they do when another schedule
     -- is due before the new one. It must be due late enough for no node to be at work on it while this commits.
     told as (
         select pg_notify($18, $19)
-        where $19 <> '' and exists (
+        where $19 <> '' and ({has_taken} or exists (
             select from new n
             where not n.paused and n.next_fire_time is not null and not exists (
                 select from {s}.schedules d
@@ -130,15 +129,14 @@ _NEW_SCHEDULES = """
                   and d.acquired_by is null
                   and d.next_fire_time between now() + interval '5 seconds' and n.next_fire_time
             )
-        )
+        ))
     )
     select n.id, put.added, o.revision as stored_revision, (select count(*) from told) as told,
-        array(select t.id from taken t where t.schedule_id = n.id) as taken_back
+        {taken_back} as taken_back
     from new n
     left join put on put.id = n.id
     left join {s}.schedules o on o.id = n.id
 """
-_NEW_SCHEDULES = _NEW_SCHEDULES.replace("{take_back}", _TAKE_BACK.strip())
 _named(
     "add_schedule",
     """
@@ -163,10 +161,19 @@ _named(
     end::text as told
     """,
 )
-_named("add_schedules", _NEW_SCHEDULES.replace("{conflict}", "on conflict (id) do nothing"))
+_named(
+    "add_schedules",
+    _NEW_SCHEDULES.replace("{conflict}", "on conflict (id) do nothing")
+    .replace("{take_back}", "")
+    .replace("{taken_back}", "null::uuid[]")
+    .replace("{has_taken} or ", ""),
+)
 _named(
     "replace_schedules",
-    _NEW_SCHEDULES.replace(
+    _NEW_SCHEDULES.replace("{take_back}", f"changed as (select id from put where not added), {_TAKE_BACK.strip()},")
+    .replace("{taken_back}", "array(select t.id from taken t where t.schedule_id = n.id)")
+    .replace("{has_taken}", "exists (select from taken)")
+    .replace(
         "{conflict}",
         # The claim is taken away: a node that is at work on the former definition can no longer release it.
         """on conflict (id) do update
@@ -194,10 +201,13 @@ _named(
 _named(
     "schedules",
     f"""
-    -- The schedules of the given ids; all of them for null.
-    select {SCHEDULE_COLUMNS} from {{s}}.schedules s
-    where $1::text[] is null or s.id = any($1)
-    order by s.id
+    select {SCHEDULE_COLUMNS} from {{s}}.schedules s where s.id = any($1::text[]) order by s.id
+    """,
+)
+_named(
+    "all_schedules",
+    f"""
+    select {SCHEDULE_COLUMNS} from {{s}}.schedules s order by s.id
     """,
 )
 _named(
@@ -215,7 +225,7 @@ _named(
     )
     update {{s}}.schedules s
     set acquired_by = $1, acquired_until = now() + $2
-    from due where s.id = due.id
+    where s.id = any (array(select id from due))
     returning {SCHEDULE_COLUMNS}, now() as now
     """,
 )
@@ -416,9 +426,13 @@ _named(
 _named(
     "jobs",
     f"""
-    select {JOB_COLUMNS} from {{s}}.jobs j
-    where $1::uuid[] is null or j.id = any($1)
-    order by j.run_at, j.id
+    select {JOB_COLUMNS} from {{s}}.jobs j where j.id = any($1::uuid[]) order by j.run_at, j.id
+    """,
+)
+_named(
+    "all_jobs",
+    f"""
+    select {JOB_COLUMNS} from {{s}}.jobs j order by j.run_at, j.id
     """,
 )
 _named(
@@ -429,8 +443,9 @@ _named(
     with claimed as materialized (select * from {{s}}.claim_jobs_v1($1, $2, $3, $4)),
     next as (
         select
+            -- What is due and was not claimed waits for a place of its task, and must not hide what is due next.
             (select q.run_at from {{s}}.jobs q
-             where q.acquired_by is null and q.id <> all (array(select id from claimed))
+             where q.acquired_by is null and q.run_at > now() and q.id <> all (array(select id from claimed))
              order by q.run_at, q.id limit 1) as next_due,
             (select min(r.acquired_until) from {{s}}.jobs r where r.acquired_by is not null) as next_expiry
     )
@@ -441,7 +456,8 @@ _named(
 _named(
     "next_work",
     """
-    -- When is the next schedule due that nobody holds, the next queued job, and when do the next claims end?
+    -- When is the next schedule due that nobody holds, when the first queued job, and the next one that is not due yet,
+    -- and when do the next claims end?
     -- Indexes: schedules_due, schedules_held, jobs_queue, jobs_leases; each gives one row.
     select
         (select d.next_fire_time from {s}.schedules d
@@ -449,6 +465,8 @@ _named(
          order by d.next_fire_time, d.id limit 1) as schedule_due,
         (select min(h.acquired_until) from {s}.schedules h where h.acquired_by is not null) as schedule_expiry,
         (select q.run_at from {s}.jobs q where q.acquired_by is null order by q.run_at, q.id limit 1) as job_due,
+        (select q.run_at from {s}.jobs q
+         where q.acquired_by is null and q.run_at > now() order by q.run_at, q.id limit 1) as next_job_due,
         (select min(r.acquired_until) from {s}.jobs r where r.acquired_by is not null) as job_expiry,
         clock_timestamp() as now
     """,
@@ -488,6 +506,32 @@ _named(
     set acquired_by = null, acquired_until = null, claimed_at = null, attempt = j.attempt - 1
     from mine where j.id = mine.id
     returning j.id, (select count(*) from told) as told
+    """,
+)
+_named(
+    "leave",
+    """
+    -- Frees the schedules and jobs that a node which stops has claimed, but for jobs ($2) that have begun.
+    -- Indexes: schedules_held, jobs_leases.
+    with held as (select id from {s}.schedules where acquired_by = $1 order by id for update),
+    freed as (
+        update {s}.schedules s set acquired_by = null, acquired_until = null
+        where s.id = any (array(select id from held))
+        returning s.id
+    ),
+    mine as (select id from {s}.jobs where acquired_by = $1 and id <> all ($2::uuid[]) order by id for update),
+    given_back as (
+        update {s}.jobs j
+        set acquired_by = null, acquired_until = null, claimed_at = null, attempt = j.attempt - 1
+        where j.id = any (array(select id from mine))
+        returning j.id
+    ),
+    told as (
+        select pg_notify($3, $4)
+        where $4 <> '' and (exists (select from freed) or exists (select from given_back))
+    )
+    select (select count(*) from freed) as schedules, (select count(*) from given_back) as jobs,
+        (select count(*) from told) as told
     """,
 )
 _named(
@@ -565,9 +609,9 @@ _named(
     again as (
         update {s}.jobs j
         set acquired_by = null, acquired_until = null, claimed_at = null
-        from lost l where j.id = l.id and not l.ends
+        where j.id = any (array(select id from lost where not ends))
     ),
-    gone as (delete from {s}.jobs j using lost l where j.id = l.id and l.ends),
+    gone as (delete from {s}.jobs j where j.id = any (array(select id from lost where ends))),
     run as (
         insert into {s}.runs (
             job_id, attempt, schedule_id, fire_time, due_at, task_id, node, started_at, finished_at, outcome, error,

@@ -80,8 +80,10 @@ create index jobs_queue on {schema}.jobs (run_at, id) where acquired_by is null;
 create index jobs_leases on {schema}.jobs (acquired_until) where acquired_by is not null;
 -- "Is a job of this schedule still going?"
 create index jobs_by_schedule on {schema}.jobs (schedule_id) where schedule_id is not null;
--- "How many jobs of this task are running, and which of its queued ones is next?"
-create index jobs_by_task on {schema}.jobs (task_id, run_at, id);
+-- "Which queued job of this task is next?"
+create index jobs_queue_by_task on {schema}.jobs (task_id, run_at, id) where acquired_by is null;
+-- "How many jobs of this task are running?"
+create index jobs_running on {schema}.jobs (task_id, acquired_until) where acquired_by is not null;
 
 create table {schema}.fires (
     schedule_id text not null,
@@ -147,15 +149,18 @@ create index job_results_expiry on {schema}.job_results (expires_at);
 create function {schema}.claim_jobs_v1(p_node text, p_lease interval, p_ahead interval, p_limit integer)
 returns setof {schema}.jobs
 language plpgsql as $$
+declare
+    -- A variable, because an index is of no use for a comparison with the volatile clock_timestamp().
+    v_now timestamptz := clock_timestamp();
 begin
     perform from {schema}.tasks t
     where t.max_running_jobs is not null
       and exists (
-          select from {schema}.jobs j
-          where j.task_id = t.id and j.acquired_by is null and j.run_at <= clock_timestamp()
+          select from {schema}.jobs j where j.task_id = t.id and j.acquired_by is null and j.run_at <= v_now
       )
     order by t.id
     for update;
+    v_now := clock_timestamp();
 
     return query
     with room as (
@@ -163,7 +168,7 @@ begin
             t.id,
             greatest(0, t.max_running_jobs - (
                 select count(*) from {schema}.jobs r
-                where r.task_id = t.id and r.acquired_by is not null and r.acquired_until >= clock_timestamp()
+                where r.task_id = t.id and r.acquired_by is not null and r.acquired_until >= v_now
             )) as places
         from {schema}.tasks t
         where t.max_running_jobs is not null
@@ -172,7 +177,7 @@ begin
         select j.id, j.run_at
         from {schema}.jobs j
         where j.acquired_by is null
-          and j.run_at <= clock_timestamp() + p_ahead
+          and j.run_at <= v_now + p_ahead
           and not exists (select from room where room.id = j.task_id)
         order by j.run_at, j.id
         limit p_limit
@@ -184,7 +189,7 @@ begin
         cross join lateral (
             select j.id, j.run_at
             from {schema}.jobs j
-            where j.task_id = room.id and j.acquired_by is null and j.run_at <= clock_timestamp()
+            where j.task_id = room.id and j.acquired_by is null and j.run_at <= v_now
             order by j.run_at, j.id
             limit least(room.places, p_limit)
             for update skip locked
@@ -198,11 +203,10 @@ begin
     )
     update {schema}.jobs j
     set acquired_by = p_node,
-        acquired_until = clock_timestamp() + p_lease,
-        claimed_at = clock_timestamp(),
+        acquired_until = v_now + p_lease,
+        claimed_at = v_now,
         attempt = j.attempt + 1
-    from chosen
-    where j.id = chosen.id
+    where j.id = any (array(select id from chosen))
     returning j.*;
 end
 $$;
