@@ -17,6 +17,7 @@ from . import builtin
 from .broker import PostgresEventBroker
 from .errors import NotStarted
 from .local import LocalDatabase
+from .observe import LoopWatchdog
 from .scheduler import Supervisor, build_scheduler
 from .service import Service
 from .settings import DatabaseUrl, Settings
@@ -41,6 +42,7 @@ class Duetime:
 
     :param settings: default: from the environment, see :class:`~duetime.Settings`
     :param registry: the tasks that may be named; default: those that ``@task`` has registered
+    :ivar watchdog: how often and where the event loop stood still: ``duetime.watchdog.snapshot()``
     :raises InvalidSettings: if a setting has no meaning
     """
 
@@ -54,6 +56,7 @@ class Duetime:
         self._broker = PostgresEventBroker("", channel=self.settings.schema_name, connect=self.connect)
         self._scheduler = build_scheduler(self.settings, self._connections, self._broker, registry)
         self._supervisor = Supervisor(self._scheduler, drain_timeout=self.settings.drain_timeout)
+        self.watchdog = LoopWatchdog(self.settings.stall_threshold.total_seconds())
         self._service = Service(self._scheduler, self._scheduler.store, registry, self._problem)
         self._lifespan = lifespan(self)
         self._stack: AsyncExitStack | None = None
@@ -118,8 +121,21 @@ class Duetime:
             builtin.configure(allow_private=self.settings.http_allow_private)
             for module in self.settings.task_modules:
                 import_module(module)
+            self.watchdog.start()
+            stack.callback(self.watchdog.stop)
             await stack.enter_async_context(self._supervisor)
             yield self
+
+    def begin_stop(self) -> None:
+        """Claim and start nothing from now on, ahead of the end of :meth:`running`: the drain time begins.
+
+        For a server that has been told to stop and still has requests to answer. Call it on the event loop.
+        """
+        self._supervisor.begin_stop()
+
+    def cut_short(self) -> None:
+        """Stop without giving running jobs any more time. Call it on the event loop."""
+        self._supervisor.cut_short()
 
     async def __aenter__(self) -> Self:
         self._entered = self.running()
@@ -130,11 +146,15 @@ class Duetime:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application that ``duetime serve`` runs: the API under ``/api``, health at the root.
+    """Return an application as ``duetime serve`` runs it: the API under ``/api``, health at the root.
 
     :param settings: default: from the environment
     """
-    duetime = Duetime(settings)
+    return application_of(Duetime(settings))
+
+
+def application_of(duetime: Duetime) -> FastAPI:
+    """Return the application that ``duetime serve`` runs."""
     settings = duetime.settings
     is_unguarded = not settings.is_public and settings.api_token is None and not settings.insecure
     app = FastAPI(

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from logging import Logger, getLogger
 from typing import Any, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import apscheduler
 import asyncpg
@@ -49,6 +49,16 @@ _EVENTS: dict[str, type[Event]] = {
         apscheduler.SchedulerStarted,
         apscheduler.SchedulerStopped,
     )
+}
+# What the values of an event are; those of all other names are texts.
+_KINDS: dict[str, type] = {
+    "timestamp": datetime,
+    "next_fire_time": datetime,
+    "scheduled_start": datetime,
+    "started_at": datetime,
+    "job_id": UUID,
+    "outcome": apscheduler.JobOutcome,
+    "finished": bool,
 }
 _LONGEST_TEXT = 1000
 # What the loops of a scheduler subscribe to, and so what tells their subscriptions from a user's.
@@ -90,7 +100,11 @@ def decode(text: str) -> Event | None:
             # An event class has no default for what may well be unknown.
             if attribute.default is attrs.NOTHING:
                 values.setdefault(attribute.name, None)
-        return event_class(**values)
+        event = event_class(**values)
+        for name, value in attrs.asdict(event, recurse=False).items():
+            if value is not None and not isinstance(value, _KINDS.get(name, str)):
+                return None
+        return event
     except Exception:  # whatever somebody has put on the channel is no event, and no more than that
         return None
 

@@ -11,14 +11,15 @@ import importlib
 import json
 import logging
 import logging.config
-import math
 import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import structlog
@@ -27,7 +28,7 @@ import uvicorn
 from rich.console import Console
 from rich.text import Text
 
-from .app import create_app
+from .app import Duetime, application_of
 from .errors import DuetimeError, InvalidSettings
 from .local import LocalDatabase
 from .settings import Settings
@@ -39,6 +40,9 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("duetime.cli")
+
+_LAST_MOMENT = 0.3
+"""Seconds that the process has to end by itself once everything has stopped."""
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -110,14 +114,15 @@ def _serve(options: dict[str, Any]) -> None:
     _import_task_modules(settings.task_modules)
     listener = _listen(settings.host, settings.port)
 
-    application = create_app(settings)
+    duetime = Duetime(settings)
     config = uvicorn.Config(
-        _PlainStartupErrors(application),
+        _PlainStartupErrors(application_of(duetime)),
         lifespan="on",
         log_config=None,
-        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_timeout.total_seconds())),
+        # uvicorn says int, and hands it to asyncio, which takes any number of seconds.
+        timeout_graceful_shutdown=max(0.5, settings.drain_timeout.total_seconds()),  # type: ignore[arg-type]
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, duetime)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     logger.info("Duetime %s at http://%s:%d", version("duetime"), name, listener.getsockname()[1])
     server.run(sockets=[listener])
@@ -227,6 +232,61 @@ def _own_words(exc: BaseException) -> str:
     if isinstance(exc, SyntaxError) and exc.filename:
         places.append((exc.filename, exc.lineno))
     return f"{said} ({places[-1][0]}, line {places[-1][1]})" if places else said
+
+
+class _Server(uvicorn.Server):
+    """Stops within the drain time and a second: jobs are drained while requests are, and a second signal ends both.
+
+    uvicorn itself would begin to stop the application when the last request is answered, wait on SIGTERM however
+    often it comes, and leave the application unstopped on a second Ctrl-C.
+    """
+
+    def __init__(self, config: uvicorn.Config, duetime: Duetime) -> None:
+        super().__init__(config)
+        self._duetime = duetime
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop at the first signal, and cut the stop short at the second."""
+        is_second = self.should_exit
+        super().handle_exit(sig, frame)
+        self.force_exit = False
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cut_short if is_second else self._duetime.begin_stop)
+
+    def _cut_short(self) -> None:
+        logger.warning("Told to stop a second time: what is running is cut short")
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        self._duetime.cut_short()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+        end_soon()
+
+
+def end_soon() -> None:
+    """Let the process end within half a second, whatever its tasks have left running.
+
+    The interpreter would wait for threads that a task has started itself, and for tasks that cannot be cancelled.
+    """
+
+    def end() -> None:
+        logger.info("The process does not end by itself, because of what a task has left running: it is ended")
+        logging.shutdown()
+        os._exit(0)
+
+    timer = threading.Timer(_LAST_MOMENT, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,14 +15,14 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction, unwrap
+from inspect import isawaitable, iscoroutine, iscoroutinefunction, unwrap
 from typing import Any
 
 from anyio import CancelScope, CapacityLimiter, to_process
 from apscheduler import Job
 from apscheduler.abc import JobExecutor
 
-from .errors import TaskAborted, TaskTimeout, UnknownExecutor
+from .errors import InvalidTask, TaskAborted, TaskTimeout, UnknownExecutor
 from .tasks import AUTO_EXECUTOR, TaskOptions, TaskRegistry
 from .threads import DaemonThreads, ThreadCall
 
@@ -211,9 +211,7 @@ class ThreadExecutor(TaskExecutor):
     :param max_workers: threads at once
     """
 
-    def __init__(
-        self, registry: TaskRegistry, coroutines: Coroutines | None = None, *, max_workers: int = 40
-    ) -> None:
+    def __init__(self, registry: TaskRegistry, coroutines: Coroutines | None = None, *, max_workers: int = 40) -> None:
         super().__init__(registry, coroutines)
         self._max_workers = max_workers
 
@@ -224,7 +222,20 @@ class ThreadExecutor(TaskExecutor):
         exit_stack.callback(self._threads.close)
 
     async def call(self, function: partial[Any]) -> Any:
-        """Call in a thread."""
+        """Call in a thread.
+
+        :raises InvalidTask: if it is an ``async def``, which a thread would not run
+        """
+        outcome = await self._in_thread(function)
+        if iscoroutine(outcome):
+            outcome.close()
+            raise InvalidTask(
+                "expected a plain function for the executor 'threadpool', got an async def, which does not run there. "
+                "Use the executor 'auto' or 'async'."
+            )
+        return outcome
+
+    async def _in_thread(self, function: partial[Any]) -> Any:
         async with self._limiter:
             return await self._threads.run(function)
 
@@ -256,7 +267,7 @@ class AutoExecutor(ThreadExecutor):
         target = unwrap(function.func)
         if iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
             return await self._coroutines.run(function())
-        outcome = await super().call(function)
+        outcome = await self._in_thread(function)
         return await self._coroutines.run(outcome) if isawaitable(outcome) else outcome
 
 

@@ -55,6 +55,13 @@ from .tasks import AUTO_EXECUTOR, RegisteredTask, TaskOptions, TaskRegistry, ref
 logger = logging.getLogger(__name__)
 
 
+STOP_MARGIN = 0.8
+"""Seconds after the drain time within which a node has stopped."""
+
+_LAST_WORDS = 0.6
+"""Seconds after the drain time within which the last statements are made."""
+
+
 def new_identity(node_name: str) -> str:
     """Return a name for one start of this process that no other start has: ``host:pid:random``."""
     return f"{node_name}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -288,7 +295,8 @@ class Supervisor:
     At the end of the block nothing new is started, running jobs get the drain time to end, and what has not ended by
     then is cancelled and goes back into the queue.
 
-    :param drain_timeout: how long running jobs may go on at the end
+    :param drain_timeout: how long running jobs may go on at the end; the whole end takes no longer than that and
+        :data:`STOP_MARGIN`
     :ivar crashes: how often the scheduler has ended by itself
     :ivar last_crash: why it last did
     """
@@ -299,26 +307,72 @@ class Supervisor:
         self.crashes = 0
         self.last_crash: BaseException | None = None
         self._task: asyncio.Task[None] | None = None
+        self._giving_back: asyncio.Task[None] | None = None
+        self._drained_at = 0.0
+        self._is_cut_short = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        self._giving_back = None
+        self._is_cut_short.clear()
+        self.scheduler.store.database.close_at(None)
         self._task = asyncio.create_task(self._run(), name="duetime scheduler")
         return self
 
-    async def __aexit__(self, *_exc_info: object) -> None:
-        task, self._task = self._task, None
-        if task is None:
+    def begin_stop(self) -> None:
+        """Claim and start nothing from now on: the drain time begins. The end of the block waits for the rest of it.
+
+        May be called on the event loop at any time, and any number of times.
+        """
+        if self._giving_back is not None or self._task is None:
             return
+        store = self.scheduler.store
+        store.stopping = True
+        self._drained_at = asyncio.get_running_loop().time() + self._drain_timeout
+        self._giving_back = asyncio.create_task(store.stop_claiming(), name="duetime giving back")
+
+    def cut_short(self) -> None:
+        """Give running jobs no more time than they have had."""
+        self.begin_stop()
+        self._is_cut_short.set()
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_exc_info: object) -> None:
+        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
+            self.cut_short()  # the application is cancelled, and does not get to its end otherwise
+        self.begin_stop()
+        task, giving_back, self._task = self._task, self._giving_back, None
+        if task is None or giving_back is None:
+            return
+        loop = asyncio.get_running_loop()
+        database = self.scheduler.store.database
         if self.scheduler.state is RunState.started:
-            await self.scheduler.store.stop_claiming()
-            if not await self.scheduler.store.wait_until_idle(self._drain_timeout):
-                logger.warning("Jobs were still running after %g s: they are cancelled", self._drain_timeout)
+            await self._drain()
+            database.close_at(max(loop.time(), self._drained_at) + _LAST_WORDS)
             await self.scheduler.stop()
         else:  # still connecting, or between two starts
-            self.scheduler.store.stopping = True
+            database.close_at(loop.time() + _LAST_WORDS)
             task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()):
+        _, going = await asyncio.wait([task, giving_back], timeout=STOP_MARGIN)
+        if task in going:
+            logger.error("The scheduler did not stop in time; what it has claimed stays so until the leases end")
+            task.cancel()
+        elif not task.cancelled() and (error := task.exception()):
             logger.error("The scheduler did not stop cleanly", exc_info=error)
+        if isinstance(executors := self.scheduler.job_executors, Executors):
+            executors.coroutines.end()
+
+    async def _drain(self) -> None:
+        """Wait until no job is running, for as long as the drain time lasts and nobody cuts it short."""
+        remaining = max(0.0, self._drained_at - asyncio.get_running_loop().time())
+        idle = asyncio.create_task(self.scheduler.store.wait_until_idle(remaining))
+        cut_short = asyncio.create_task(self._is_cut_short.wait())
+        try:
+            await asyncio.wait([idle, cut_short], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            cut_short.cancel()
+            idle.cancel()
+        if not (idle.done() and not idle.cancelled() and idle.result()):
+            what = "They are cut short" if cut_short.done() else f"They had {self._drain_timeout:g} s"
+            logger.warning("Jobs are still running. %s: they are cancelled", what)
 
     async def _run(self) -> None:
         wait = 0.0

@@ -148,7 +148,7 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        await self._scheduler.pause_schedule(_storable_id(schedule_id))
+        await self._scheduler.pause_schedule(schedule_id)
         return await self.get(schedule_id)
 
     async def resume(self, schedule_id: str) -> records.Schedule:
@@ -169,7 +169,7 @@ class Service:
 
         :raises ScheduleNotFound: if it is not stored
         """
-        job_id = await self._store.run_schedule(_storable_id(schedule_id))
+        job_id = await self._store.run_schedule(schedule_id)
         [fire] = await self._reads.fires(limit=1, schedule_id=schedule_id, job_id=job_id)
         return _new_job(job_id, fire["task"], fire["fire_time"], schedule_id)
 

@@ -166,6 +166,10 @@ class Settings(BaseSettings):
         Duration, Field(description="Seconds between two removals of finished schedules and expired results.")
     ] = timedelta(minutes=15)
 
+    stall_threshold: Annotated[
+        DurationOrZero, Field(description="Seconds the event loop may stand still before it is logged; 0: never.")
+    ] = timedelta(seconds=0.1)
+
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         BeforeValidator(lambda value: value.strip().upper() if isinstance(value, str) else value),

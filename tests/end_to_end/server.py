@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -270,7 +270,8 @@ def closing(servers: Iterable[Server]) -> Iterator[None]:
     try:
         yield
     finally:
-        for server in servers:
-            server.close()
+        with ExitStack() as stack:  # each of them, even if one does not end
+            for server in servers:
+                stack.callback(server.close)
     alarms = [line for server in servers for line in server.alarms()]
     assert not alarms, "\n".join(alarms)

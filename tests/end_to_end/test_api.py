@@ -213,10 +213,10 @@ def test_pausing_stops_the_fires_and_resuming_passes_over_what_was_missed(api: S
 
 
 def test_resuming_an_active_schedule_costs_it_no_fire(
-    new_server: Callable[..., Server], own_database: DatabaseUrl
+    new_server: Callable[..., Server], empty_database: DatabaseUrl
 ) -> None:
     # Without looking ahead, there is a moment at which a schedule is due and nobody has claimed it.
-    server = new_server(*SERVE, "--tasks", "own_tasks", DATABASE_URL=own_database.text, DUETIME_LOOK_AHEAD="0")
+    server = new_server(*SERVE, "--tasks", "own_tasks", DATABASE_URL=empty_database.text, DUETIME_LOOK_AHEAD="0")
     copy_application("own_tasks", server.directory)
     server.start()
     server.wait_until_ready()
@@ -227,10 +227,10 @@ def test_resuming_an_active_schedule_costs_it_no_fire(
         while not enough.is_set():
             assert server.post("/api/schedules/resumed/resume").json()["state"] == "active"
 
-    with ThreadPoolExecutor(2) as pool:
-        resuming = [pool.submit(keep_resuming) for _ in range(2)]
+    with ThreadPoolExecutor(6) as pool:
+        resuming = [pool.submit(keep_resuming) for _ in range(6)]
         try:
-            until(lambda: len(server.fires("resumed")) >= 4, "four fires")
+            until(lambda: len(server.fires("resumed")) >= 6, "six fires")
         finally:
             enough.set()
     server.client.delete("/api/schedules/resumed")

@@ -1,4 +1,4 @@
-"""A network between a node and its database that can be cut and mended."""
+"""A network between a node and its database that can be cut, held up and mended."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from duetime.settings import DatabaseUrl
 
 
 class Network:
-    """A TCP way to a server that can be cut and mended; ``url`` leads through it."""
+    """A TCP way to a server; ``url`` leads through it. It is cut until :meth:`mend` or ``async with``."""
 
     def __init__(self, database: DatabaseUrl) -> None:
         self._database = database
         self._server: asyncio.Server | None = None
         self._ways: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.port = 0
 
     @property
@@ -26,9 +28,15 @@ class Network:
         return replace(self._database, host="127.0.0.1", port=self.port, sslmode="disable")
 
     async def mend(self) -> None:
-        """Let connections through, again on the same port."""
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        """Let everything through, on the same port as before."""
+        self._flows.set()
+        if self._server is None:
+            self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def stall(self) -> None:
+        """Take connections and what is sent, and let nothing through: a black hole."""
+        self._flows.clear()
 
     async def cut(self) -> None:
         """Break all connections, and refuse new ones."""
@@ -52,7 +60,9 @@ class Network:
         try:
             far_reader, far_writer = await self._far_end()
             self._ways.add(far_writer)
-            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        except asyncio.CancelledError:
+            pass  # cut; a server's tasks have nobody to tell
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
@@ -63,18 +73,18 @@ class Network:
             return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
         return await asyncio.open_connection(host, port)
 
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        with suppress(OSError, RuntimeError):
+            writer.close()
+
     async def __aenter__(self) -> Self:
         await self.mend()
         return self
 
     async def __aexit__(self, *_exc_info: object) -> None:
         await self.cut()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    with suppress(OSError, RuntimeError):
-        writer.close()

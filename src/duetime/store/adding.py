@@ -235,7 +235,8 @@ def _each(schedules: Sequence[Schedule]) -> list[Event]:
         )
         for schedule in schedules
     ]
-    return list(sorted(events, key=lambda event: event.next_fire_time or _LAST))
+    events.sort(key=lambda event: event.next_fire_time or _LAST)
+    return [*events]
 
 
 def _outcome(new: NewSchedule, row: Row) -> Put | BaseException:

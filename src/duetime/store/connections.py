@@ -18,6 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ..errors import InvalidSettings
 from ..settings import DatabaseUrl
 
+_GOODBYE = 0.2
+"""Seconds that closing a connection may take."""
+
 
 class Connections(Protocol):
     """Where the store gets its connections from."""
@@ -114,9 +117,13 @@ class DirectConnections:
         connections = [*self._free, *self._lent]
         self._free.clear()
         self._lent.clear()
-        for connection in connections:
-            with suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
-                await connection.close(timeout=1)
+        await asyncio.gather(*map(_close, connections))
+
+
+async def _close(connection: asyncpg.Connection) -> None:
+    """Say goodbye to the server, which may not be there any more: it has a moment to answer."""
+    with suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
+        await connection.close(timeout=_GOODBYE)
 
 
 class EngineConnections:

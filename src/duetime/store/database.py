@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from logging import Logger, getLogger
 from typing import Any, TypeVar
@@ -54,6 +55,21 @@ class Database:
         self._from_scratch = from_scratch
         self._migrated = False
         self._migrating = asyncio.Lock()
+        self._closes_at: float | None = None
+        self._under_way: set[asyncio.Timeout] = set()
+
+    def close_at(self, deadline: float | None) -> None:
+        """Let no call, under way or to come, last longer than that, whatever its own deadline is.
+
+        :param deadline: loop time; None: calls last as long as they want again
+        """
+        self._closes_at = deadline
+        if deadline is None:
+            return
+        for timeout in self._under_way:
+            when = timeout.when()
+            if not timeout.expired() and (when is None or when > deadline):
+                timeout.reschedule(deadline)
 
     def deadline(self) -> float:
         """Return when a user's call that begins now has to end, in loop time."""
@@ -80,14 +96,21 @@ class Database:
         loop = asyncio.get_running_loop()
         wait = 0.0
         while True:
+            if self._closes_at is not None:
+                deadline = self._closes_at if deadline is None else min(deadline, self._closes_at)
             remaining = STATEMENT_TIMEOUT if deadline is None else min(STATEMENT_TIMEOUT, deadline - loop.time())
             try:
                 if remaining <= 0:
                     raise TimeoutError("no answer in time")
-                async with asyncio.timeout(remaining), self.connections.acquire() as connection:
-                    if not self._migrated:
-                        await self._migrate(connection)
-                    outcome = await work(connection)
+                async with asyncio.timeout(remaining) as timeout:
+                    self._under_way.add(timeout)
+                    try:
+                        async with self.connections.acquire() as connection:
+                            if not self._migrated:
+                                await self._migrate(connection)
+                            outcome = await work(connection)
+                    finally:
+                        self._under_way.discard(timeout)
             except _NO_SCHEMA as exc:
                 if not self._migrated:
                     raise
@@ -105,7 +128,16 @@ class Database:
             wait = min(_LONGEST_WAIT, wait * 2 or _FIRST_WAIT)
             if deadline is not None and loop.time() + wait >= deadline:
                 raise self.unavailable() from self.outage
-            await asyncio.sleep(wait)
+            await self._rest(wait)
+
+    async def _rest(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds) as timeout:
+                self._under_way.add(timeout)
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._under_way.discard(timeout)
 
     def _lost(self, exc: BaseException) -> None:
         if self.outage is None:

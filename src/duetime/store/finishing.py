@@ -10,7 +10,7 @@ from typing import Any, cast
 from apscheduler import Event, Job, JobAdded, JobOutcome, JobReleased, JobResult, SerializationError
 from apscheduler.abc import Serializer
 
-from ..errors import InvalidArguments, TaskTimeout, UnknownExecutor, UnknownTask, UnsupportedValue
+from ..errors import InvalidArguments, InvalidTask, TaskTimeout, UnknownExecutor, UnknownTask, UnsupportedValue
 from ..records import FireState, RunOutcome
 from ..tasks import TaskOptions
 from . import rows
@@ -31,7 +31,7 @@ _OUTCOMES: dict[JobOutcome, tuple[RunOutcome, FireState]] = {
     JobOutcome.abandoned: (RunOutcome.abandoned, FireState.abandoned),
 }
 # What another attempt cannot mend.
-_FINAL_ERRORS = (InvalidArguments, UnknownTask, UnknownExecutor)
+_FINAL_ERRORS = (InvalidArguments, InvalidTask, UnknownTask, UnknownExecutor)
 
 
 def error_text(exception: BaseException) -> str:

@@ -163,6 +163,11 @@ class NodeDataStore(PostgresDataStore):
             return False
         return True
 
+    def _let_go(self, job_id: UUID) -> None:
+        """Take note that a job is no longer this node's."""
+        self._attempts.pop(job_id, None)
+        self._ended.set()
+
     async def give_back(self, jobs: Collection[UUID]) -> None:
         """Put claimed jobs that have not started back into the queue, for another node to run.
 
@@ -171,7 +176,7 @@ class NodeDataStore(PostgresDataStore):
         ids = list(jobs)
         self._hand.set_aside(jobs=set(ids))
         for each in ids:
-            self._attempts.pop(each, None)
+            self._let_go(each)
         if ids:
             hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
             try:
@@ -210,14 +215,14 @@ class NodeDataStore(PostgresDataStore):
                 card.leased_until = asked_at + self.lease_duration.total_seconds()
                 self._hand.put_back([card])
             else:
-                self._attempts.pop(card.job.id, None)
+                self._let_go(card.job.id)
         self._jobs_wake.set()
 
     def _forget(self, lost: set[UUID]) -> None:
         """Drop claimed jobs that are no longer this node's, if they have not started here."""
         gone = self._hand.set_aside(jobs=lost)
         for card in gone:
-            self._attempts.pop(card.job.id, None)
+            self._let_go(card.job.id)
         if gone:
             self._logger.warning("Lost the leases of %d jobs that had not started", len(gone))
 
@@ -269,7 +274,7 @@ class NodeDataStore(PostgresDataStore):
         kept = {row["id"] for row in found}
         self._hand.put_back([card for card in cards if card.job.id in kept])
         for each in jobs - kept:
-            self._attempts.pop(each, None)
+            self._let_go(each)
         self._jobs_wake.set()
 
     # -- schedules ----------------------------------------------------------------------------------------------------
@@ -412,7 +417,7 @@ class NodeDataStore(PostgresDataStore):
         if gone:
             self._hand.set_aside(jobs=gone)
             for each in gone:
-                self._attempts.pop(each, None)
+                self._let_go(each)
 
     async def _change(self, name: str, schedule_ids: Sequence[str], *arguments: Any) -> Sequence[Row]:
         """Run a statement that takes schedules' jobs back; none of them starts while it is under way (exactness)."""
@@ -509,7 +514,7 @@ class NodeDataStore(PostgresDataStore):
         )
         finish.skipped = _OVERLAPPED
         await self._finishing.put(finish, deadline=None)
-        self._attempts.pop(job.id, None)
+        self._let_go(job.id)
 
     async def _fill_hand(self, limit: int) -> None:
         """Claim queued jobs, and learn when the queue is to be looked at next."""
@@ -534,6 +539,8 @@ class NodeDataStore(PostgresDataStore):
                 await breath.taken()
             self._queue_is_due = self._queue_is_due or len(found) == room
             self._plan_queue(answer["next_due"], answer["next_expiry"])
+            if self.stopping:  # it has begun to stop while the claim was under way
+                await self.give_back([job.id for job, _ in found])
         else:
             self._queue_due_at = clock.timestamp() + self.poll_interval.total_seconds()
 
@@ -584,7 +591,7 @@ class NodeDataStore(PostgresDataStore):
                 await self._record(finish, self.database.deadline())
             raise
         finally:
-            self._attempts.pop(job.id, None)
+            self._let_go(job.id)
             if job.schedule_id is not None:
                 if finish.retry_after is not None:
                     self._elsewhere.add(job.schedule_id)
@@ -592,7 +599,6 @@ class NodeDataStore(PostgresDataStore):
                 going.discard(job.id)
                 if not going:
                     self._going.pop(job.schedule_id, None)
-            self._ended.set()
         task = self._tasks.get(job.task_id)
         if task is not None and task.max_running_jobs is not None:
             self._queue_is_due = True  # a place of a limited task is free

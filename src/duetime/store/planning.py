@@ -28,6 +28,11 @@ STEPS_ON_THE_LOOP = 200
 MAX_STEPS = 5_000_000
 """Fire times that are looked at in one release; a schedule further behind gets there in several."""
 
+CROWDED = timedelta(microseconds=20)
+"""Fire times closer to each other than this, thousands in a row, are more than can be looked at while time goes on."""
+
+_LOOKED_AT_FOR_CROWDING = 100_000
+
 _ZERO = timedelta(0)
 
 
@@ -96,6 +101,30 @@ class BrokenTrigger(Exception):
     """The trigger raised, went backwards, stood still or yielded no aware datetime."""
 
 
+class StuckTrigger(Trigger):
+    """Stands in for a trigger that does not move on."""
+
+    def __init__(self, reason: BrokenTrigger) -> None:
+        self._reason = reason
+
+    def next(self) -> datetime | None:
+        """Raise the reason."""
+        raise self._reason
+
+    def __getstate__(self) -> Any:
+        raise NotImplementedError("a stand-in is never stored")
+
+    def __setstate__(self, state: Any) -> None:
+        raise NotImplementedError("a stand-in is never stored")
+
+
+def _said(exception: Exception) -> str:
+    try:
+        return f"{type(exception).__name__}: {exception}"
+    except Exception:  # an exception whose text cannot be had is a reason all the same (promise 4)
+        return type(exception).__name__
+
+
 def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
     """Yield the trigger's fire times after ``first``, in UTC and ascending, then None for ever.
 
@@ -112,8 +141,10 @@ def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
         try:
             given = trigger.next()
             following = given.astimezone(UTC) if isinstance(given, datetime) and given.tzinfo is not None else None
+        except BrokenTrigger:
+            raise
         except Exception as exc:
-            raise BrokenTrigger(f"its trigger raised {type(exc).__name__}: {exc}") from exc
+            raise BrokenTrigger(f"its trigger raised {_said(exc)}") from exc
         if given is None:
             yield None
             continue
@@ -147,6 +178,7 @@ def plan(
     freeze: Callable[[Trigger], bytes] = _unfrozen,
     look_ahead: timedelta = _ZERO,
     max_steps: int | None = None,
+    beat: Callable[[], None] | None = None,
 ) -> Plan:
     """Decide what becomes of every fire of a claimed schedule that is due at ``now`` (the database's time).
 
@@ -157,6 +189,7 @@ def plan(
     :param trigger: the schedule's trigger, where ``schedule.trigger`` is a stand-in for it
     :param freeze: serializes the trigger, at the first fire that is ahead
     :param look_ahead: fires that will be due within this are planned too; each of them runs
+    :param beat: called at each step, to say that the trigger moves on
     :raises TooFarBehind: when ``max_steps`` are given and do not suffice
     """
     trigger = trigger or schedule.trigger
@@ -175,6 +208,10 @@ def plan(
         for step in range(MAX_STEPS):
             if step == max_steps:
                 raise TooFarBehind
+            if beat is not None:
+                beat()
+            if step and step % _LOOKED_AT_FOR_CROWDING == 0 and following is not None:
+                _check_crowding(first, following, step)
             if following is None or following > now + look_ahead or len(ahead) == MAX_FIRES:
                 break
             if following > now:
@@ -182,6 +219,7 @@ def plan(
                     result.stored_trigger = freeze(trigger)
                 ahead.append(following)
             elif schedule.coalesce is CoalescePolicy.all and len(due) == MAX_FIRES:
+                _check_crowding(first, following, step)
                 break  # still due: claimed again at once
             else:
                 due.append(following)
@@ -216,6 +254,18 @@ def plan(
             )
         )
     return result
+
+
+def _check_crowding(first: datetime, following: datetime, steps: int) -> None:
+    """Refuse a trigger whose times would never reach the present.
+
+    :raises BrokenTrigger: if the times are crowded
+    """
+    if following - first < steps * CROWDED:
+        raise BrokenTrigger(
+            f"its trigger yielded {steps} times between {first.isoformat()} and {following.isoformat()}: it would "
+            f"never reach the present"
+        )
 
 
 def _decide(

@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from logging import Logger, getLogger
 from typing import Any, cast
@@ -66,14 +66,17 @@ from .connections import Connections, DirectConnections, EngineConnections
 from .database import Database, Row
 from .finishing import MAX_ERROR_LENGTH, Finish, FinishWriter, error_text
 from .planning import (
+    MAX_STEPS,
     STEPS_ON_THE_LOOP,
     BrokenTrigger,
     Plan,
     PlannedTrigger,
+    StuckTrigger,
     TooFarBehind,
     plan,
     times_after,
 )
+from .slow_plans import Beat, Patience, SlowPlan, SlowPlans, is_quick
 
 LARGEST_CLAIM = 1000
 """Schedules or jobs that one statement claims at most, unless the caller says less."""
@@ -125,6 +128,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
     _holds: dict[str, _Hold] = attrs.field(init=False, factory=dict)
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
     _breath: Breath = attrs.field(init=False, factory=Breath)
+    _patience: Patience = attrs.field(init=False, factory=Patience)
+    _slow_plans: SlowPlans = attrs.field(init=False)
     _alarm: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _nudging: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _adding: ScheduleWriter = attrs.field(init=False)
@@ -142,6 +147,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         )
         self._adding = ScheduleWriter(self.database, self.serializer, self._message, self.max_arguments_bytes)
         self._finishing = FinishWriter(self.database, self.serializer, self._messages)
+        self._slow_plans = SlowPlans(self._patience, self._slow_plan_is_ready)
         super().__attrs_post_init__()
 
     def _own_connections(self) -> Connections:
@@ -192,6 +198,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             exit_stack.callback(setattr, event_broker, "on_hint", None)
         exit_stack.push_async_callback(self.connections.close)
         exit_stack.callback(self._silence)
+        exit_stack.callback(self._slow_plans.cancel)
         if self._close_on_exit and isinstance(self._engine, AsyncEngine):
             exit_stack.push_async_callback(self._engine.dispose)
         await self._open()
@@ -340,36 +347,59 @@ class PostgresDataStore(SQLAlchemyDataStore):
         broken: dict[str, str] = {}
         unreadable: list[tuple[str, DeserializationError]] = []
         breath = Breath()
+        plans: dict[str, Plan | Exception] = {}
         for row in sorted(found, key=lambda row: (row["next_fire_time"], row["id"])):
+            if row["id"] in self._slow_plans:
+                continue  # the claim ended before its plan was made, and is this store's again
             try:
-                made = await self._plan(row, look_ahead)
+                made = self._plan(row, look_ahead)
             except DeserializationError as exc:
                 broken[row["id"]] = f"it cannot be read: {exc}"
                 unreadable.append((row["id"], exc))
-                continue
             except Exception as exc:  # one schedule must not keep the others from firing (promise 4)
-                broken[row["id"]] = f"its fires cannot be worked out: {error_text(exc)}"
-                continue
-            self._holds[row["id"]] = _Hold(made)
-            schedules.append(made.schedule)
+                plans[row["id"]] = exc
+            else:
+                if isinstance(made, Plan):
+                    plans[row["id"]] = made
+                else:
+                    keep = partial(self._loop_fetch, "extend_schedules", scheduler_id, [row["id"]], lease_duration)
+                    every = lease_duration.total_seconds() / 3
+                    self._slow_plans.begin(row["id"], made, keep=keep, every=every)
             await breath.taken()
+        for schedule_id, outcome in (plans | await self._slow_plans.take()).items():
+            if isinstance(outcome, Plan):
+                self._holds[schedule_id] = _Hold(outcome)
+                schedules.append(outcome.schedule)
+            else:
+                broken[schedule_id] = f"its fires cannot be worked out: {error_text(outcome)}"
         if broken:
             reasons = [reason[:MAX_ERROR_LENGTH] for reason in broken.values()]
             await self._loop_fetch("set_aside", scheduler_id, list(broken), reasons)
             await self._emit(ScheduleDeserializationFailed(schedule_id=each, exception=exc) for each, exc in unreadable)
         return schedules
 
-    async def _plan(self, row: Row, look_ahead: timedelta) -> Plan:
-        """Decide what becomes of a claimed schedule's fires; off the event loop if there are many to look at."""
+    def _plan(self, row: Row, look_ahead: timedelta) -> Plan | SlowPlan:
+        """Decide what becomes of a claimed schedule's fires, or say how that is done off the event loop: where there
+        are many to look at, or the trigger may take its time."""
         revision, now = row["revision"], row["now"]
         trigger = self.serializer.deserialize(row["trigger"])
         schedule = rows.schedule_from(row, self.serializer, trigger=PlannedTrigger(trigger))
         make = partial(plan, schedule, revision, now, freeze=self.serializer.serialize, look_ahead=look_ahead)
-        try:
-            return make(trigger=trigger, max_steps=STEPS_ON_THE_LOOP)
-        except TooFarBehind:
-            trigger = self.serializer.deserialize(row["trigger"])
-            return await asyncio.to_thread(make, trigger=trigger)
+        if is_quick(trigger):
+            try:
+                return make(trigger=trigger, max_steps=STEPS_ON_THE_LOOP)
+            except TooFarBehind:
+                trigger = self.serializer.deserialize(row["trigger"])
+
+        def give_up(reason: BrokenTrigger) -> Plan:
+            return make(trigger=StuckTrigger(reason), freeze=lambda _: cast("bytes", row["trigger"]))
+
+        return SlowPlan(lambda beat: make(trigger=trigger, beat=beat), give_up)
+
+    def _slow_plan_is_ready(self, schedule_id: str) -> None:
+        """Make the loop claim again: the plan is handed out with the next claim."""
+        self._hint(ScheduleUpdated(schedule_id=schedule_id, task_id="", next_fire_time=datetime.fromtimestamp(0, UTC)))
+        self._nudge_loops()
 
     def _look_ahead(self) -> timedelta:
         """Return how long before their time schedules are claimed."""
@@ -510,7 +540,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
             if not found:
                 raise ScheduleNotFound(schedule_id)
             schedule = rows.schedule_from(found[0], self.serializer)
-            next_fire_time = await asyncio.to_thread(_first_from, schedule, resume_from)
+            try:
+                next_fire_time = await self._patience.run(partial(_first_from, schedule, resume_from))
+            except BrokenTrigger as exc:
+                raise InvalidTrigger(f"expected a trigger that goes on from {resume_from}, got: {exc}.") from exc
             event = ScheduleUpdated(schedule_id=schedule_id, task_id=schedule.task_id, next_fire_time=next_fire_time)
             changed = await self.database.fetch_for_user(
                 "resume_schedule",
@@ -534,12 +567,14 @@ class PostgresDataStore(SQLAlchemyDataStore):
         event = JobAdded(job_id=job_id, task_id="", schedule_id=schedule_id)
         if not possible_ids([schedule_id]):
             raise ScheduleNotFound(schedule_id)
-        made = await self.database.fetch_for_user(
-            "run_schedule", schedule_id, job_id, "request", *self._message([event])
-        )
-        if not made:
-            raise ScheduleNotFound(schedule_id)
-        event = attrs.evolve(event, task_id=made[0]["task_id"])
+        try:
+            made = await self.database.fetch_for_user("run_schedule", schedule_id, job_id, *self._message([event]))
+        except asyncpg.UniqueViolationError:
+            pass  # an earlier attempt of this very call was committed without an answer
+        else:
+            if not made:
+                raise ScheduleNotFound(schedule_id)
+            event = attrs.evolve(event, task_id=made[0]["task_id"])
         self._hint(event)
         await self._emit([event])
         return job_id
@@ -716,20 +751,23 @@ class PostgresDataStore(SQLAlchemyDataStore):
             self._logger.warning("The clean-up has to wait: %s", exc)
 
 
-def _first_from(schedule: Schedule, resume_from: datetime | None) -> datetime | None:
+def _first_from(schedule: Schedule, resume_from: datetime | None, beat: Beat) -> datetime | None:
     """Return the schedule's first fire time that is not before ``resume_from``, advancing its trigger to it.
 
-    :raises InvalidTrigger: if the trigger does not get there
+    :param beat: called at each step
+    :raises BrokenTrigger: if the trigger does not get there
     """
     fire_time = schedule.next_fire_time
     if resume_from is None or fire_time is None:
         return fire_time
     times = times_after(schedule.trigger, fire_time)
-    try:
-        while fire_time is not None and fire_time < resume_from:
-            fire_time = next(times)
-    except BrokenTrigger as exc:
-        raise InvalidTrigger(f"expected a trigger that goes on to {resume_from.isoformat()}, got: {exc}.") from exc
+    steps = 0
+    while fire_time is not None and fire_time < resume_from:
+        if steps == 10 * MAX_STEPS:
+            raise BrokenTrigger(f"its trigger is at {fire_time.isoformat()} after {steps} steps")
+        steps += 1
+        beat()
+        fire_time = next(times)
     return fire_time
 
 

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -39,7 +39,7 @@ def decode_cursor(cursor: str | None, *kinds: type) -> list[Any] | None:
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return [_part(part, kind) for part, kind in zip(parts, kinds, strict=True)]
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InvalidCursor(
             f"expected `after` to be the `next` of an earlier page of this list, got {cursor[:80]!r}. Leave it out to "
             f"begin with the first page."
@@ -55,7 +55,7 @@ def _part(part: Any, kind: type) -> Any:
         moment = datetime.fromisoformat(part)
         if moment.tzinfo is None:
             raise ValueError("no offset")
-        return moment
+        return moment.astimezone(UTC)
     value = kind(part)
     if kind is str and NEVER_STORED.search(value):
         raise ValueError("not an id")

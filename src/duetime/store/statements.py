@@ -377,10 +377,10 @@ _named(
     """
     -- Makes one job of a schedule now, beside its fire times; the ledger has it as a fire of this instant.
     with wanted as (select s.*, clock_timestamp() as at from {s}.schedules s where s.id = $1),
-    told as (select pg_notify($4, $5) where $5 <> ''),
+    told as (select pg_notify($3, $4) where $4 <> ''),
     fire as (
-        insert into {s}.fires (schedule_id, fire_time, run_time, task_id, state, reason, job_id, node)
-        select id, at, at, task_id, 'pending', 'run by request', $2, $3 from wanted
+        insert into {s}.fires (schedule_id, fire_time, run_time, task_id, state, reason, job_id)
+        select id, at, at, task_id, 'pending', 'run by request', $2 from wanted
         returning job_id
     )
     insert into {s}.jobs as j (

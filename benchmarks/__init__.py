@@ -1,0 +1,1 @@
+"""Benchmarks of Duetime beside its peers: ``python -m benchmarks --list``."""

@@ -1,0 +1,1 @@
+"""The benchmarks: one module each, with ``QUESTION``, ``cases(scale)`` and ``measure(lab, case)``."""

@@ -1,0 +1,186 @@
+"""One-offs that come due while a scheduler runs: stored by one process, run by one or more others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..driver import Driver
+from ..errors import PeerFailed
+from ..lab import Case, Figures, Lab, Way
+from ..results import quantile
+
+DEADLINE = 90.0
+"""Seconds after the last instant at which whatever has not run counts as lost."""
+
+_leads: dict[tuple[str, int], float] = {}
+"""Seconds that storing so many one-offs took a peer in this run, so that the next time is planned right."""
+
+
+@dataclass
+class Fired:
+    """What became of the one-offs.
+
+    :ivar runs: ``(key, due, ran)`` of each run, over all processes; Unix times
+    :ivar settled: seconds from the first instant until the database held none that has not ended; None: nobody can tell
+    :ivar counts: what crossed the proxy, from when the workers ran until it was settled
+    :ivar used: CPU seconds of the workers in that time
+    :ivar server_used: CPU seconds of PostgreSQL in that time; None: it is not on this machine
+    :ivar wal: bytes that the server wrote to its log in that time
+    """
+
+    asked: int
+    runs: list[tuple[str, float, float]]
+    first_due: float
+    settled: float | None
+    counts: dict[str, int]
+    used: float
+    server_used: float | None
+    wal: int
+
+    @property
+    def lateness(self) -> list[float]:
+        """Seconds from due to run, of the first run of each."""
+        firsts: dict[str, float] = {}
+        for key, due, ran in self.runs:
+            firsts[key] = min(firsts.get(key, ran - due), ran - due)
+        return list(firsts.values())
+
+    def check(self) -> None:
+        """Refuse to give figures when some never ran."""
+        ran = len(self.lateness)
+        if ran < self.asked:
+            raise PeerFailed(f"{self.asked - ran} of {self.asked} one-offs did not run within {DEADLINE:g} s")
+
+    def rates(self) -> Figures:
+        """Return how fast they ran, all being due at one instant."""
+        seconds = max(ran for _, _, ran in self.runs) - self.first_due
+        figures: Figures = {"until the last ran": (seconds, "s"), "ran": (self.asked / seconds, "jobs/s")}
+        if self.settled is not None:
+            figures["ran and recorded"] = (self.asked / self.settled, "jobs/s")
+        return figures
+
+    def latenesses(self, *shares: float) -> Figures:
+        """Return quantiles of the lateness."""
+        figures: Figures = {
+            f"lateness p{share * 100:g}": (quantile(self.lateness, share) * 1000, "ms") for share in shares
+        }
+        return figures | {"max": (max(self.lateness) * 1000, "ms")}
+
+
+async def fire(
+    lab: Lab, case: Case, offsets: Sequence[float], *, workers: int = 1, others: int = 0, counted: bool = False
+) -> Fired:
+    """Store one-offs due at these seconds after a common instant, run them, return what became of them.
+
+    They are stored straight, by a process of its own, before the workers start; the workers' way has the case's length.
+
+    :param others: further schedules that are in the store already, due in a year
+    :param counted: whether the workers' way leads through the counting proxy at no distance too
+    """
+    lead = _leads.get((case.name, len(offsets)), 1.0)
+    while True:
+        async with lab.database(case) as database:
+            if others:
+                await multiply(lab, case, database, others)
+            watcher = await lab.server.connect(database)
+            try:
+                # The way of the workers' start: at a distance some peers need many round trips for it.
+                begin = time.time() + lead * 1.5 + 3.0 + workers + 120 * case.rtt
+                items = [(f"job{i}", begin + offset) for i, offset in enumerate(offsets)]
+                async with lab.peer(case, lab.server.place(database)) as feeder:
+                    await feeder.ask("open")
+                    asked = time.time()
+                    done = await feeder.ask("store", items=items, timeout=300)
+                    _leads[case.name, len(offsets)] = lead = done - asked
+                    pending = feeder.about["pending"]
+                async with _workers(lab, case, database, workers, counted=counted) as (drivers, way):
+                    if time.time() + 1.5 > begin:  # too late: all again, with more time
+                        _leads[case.name, len(offsets)] = lead = time.time() - asked
+                        if lead > 240:
+                            raise PeerFailed(f"storing {len(offsets)} one-offs and starting took {lead:.0f} s")
+                        continue
+                    if way is not None:
+                        await way.take()
+                    used, written, server_used = await _cpu(drivers), await lab.server.written(), lab.server.cpu()
+                    settled = await _watch(drivers, watcher, pending, len(offsets), begin, max(offsets))
+                    server_after = lab.server.cpu()
+                    return Fired(
+                        asked=len(offsets),
+                        first_due=begin,
+                        settled=settled,
+                        counts=await way.take() if way is not None else {},
+                        used=await _cpu(drivers) - used,
+                        server_used=None if server_used is None or server_after is None else server_after - server_used,
+                        wal=await lab.server.written() - written,
+                        runs=[tuple(run) for driver in drivers for run in await driver.ask("take")],
+                    )
+            finally:
+                await watcher.close()
+
+
+@asynccontextmanager
+async def _workers(
+    lab: Lab, case: Case, database: str, number: int, *, counted: bool
+) -> AsyncIterator[tuple[list[Driver], Way | None]]:
+    async with AsyncExitStack() as stack:
+        way = None
+        if case.rtt or counted:
+            way = await stack.enter_async_context(lab.way(database, case.rtt))
+        place = lab.server.place(database) if way is None else way.place
+        drivers = []
+        for _ in range(number):
+            drivers.append(await stack.enter_async_context(lab.peer(case, place)))
+        await asyncio.gather(*(_start(driver) for driver in drivers))
+        yield drivers, way
+
+
+async def _start(driver: Driver) -> None:
+    await driver.ask("open")
+    await driver.ask("start")
+
+
+async def _cpu(drivers: Sequence[Driver]) -> float:
+    return sum([(await driver.ask("usage"))["cpu"] for driver in drivers])
+
+
+async def _watch(
+    drivers: Sequence[Driver], watcher: Any, pending: str | None, number: int, begin: float, last: float
+) -> float | None:
+    """Wait until all have run and the database knows; return when it did, in seconds after the first instant."""
+    until = begin + last + DEADLINE
+    if len(drivers) == 1:
+        ran = await drivers[0].ask("await", n=number, until=until, timeout=until - time.time() + 30)
+    else:
+        ran = 0
+        while ran < number and time.time() < until:
+            await asyncio.sleep(0.05)
+            ran = sum([await driver.ask("ran") for driver in drivers])
+    if pending is None or ran < number:
+        return None
+    while time.time() < until:
+        if not await watcher.fetchval(pending):
+            return time.time() - begin
+        await asyncio.sleep(0.005)
+    raise PeerFailed(f"{await watcher.fetchval(pending)} of {number} one-offs ran and are not recorded as ended")
+
+
+async def multiply(lab: Lab, case: Case, database: str, number: int) -> None:
+    """Put that many further schedules into the store, due in a year: one by the peer, the others as copies of it."""
+    async with lab.peer(case, lab.server.place(database)) as driver:
+        statement = driver.about["multiply"]
+        if statement is None:
+            raise PeerFailed("there is no way to put so many schedules into its store")
+        await driver.ask("open")
+        await driver.ask("add", n=1, callers=1, due=time.time() + 365 * 86400, prefix="one")
+    connection = await lab.server.connect(database)
+    try:
+        await connection.execute("set synchronous_commit = off")
+        await connection.execute(statement.replace("$1", str(number)))
+        await connection.execute("vacuum analyze")
+    finally:
+        await connection.close()

@@ -1,0 +1,54 @@
+"""What does one schedule due in an hour cost the database?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from ..lab import Case, Figures, Lab
+from ..scale import Scale
+from . import peers
+
+QUESTION = "What does one schedule due in an hour cost the database?"
+HOW = "one one-off due in an hour, a worker that has run for 10 s, then counted by the proxy; all peers at the same time, each in its own database"
+TOGETHER = True
+"""All cases at once: what is counted does not depend on speed, and a minute for each would be long."""
+
+
+def cases(scale: Scale) -> Iterator[Case]:
+    """Yield what is measured."""
+    yield from peers.everybody("", seconds=scale.idle_seconds)
+
+
+async def measure(lab: Lab, case: Case) -> Figures:
+    """Measure one case."""
+    async with (
+        lab.database(case) as database,
+        lab.way(database, 0) as way,
+        lab.peer(case, way.place) as driver,
+    ):
+        await driver.ask("open")
+        await driver.ask("add", n=1, callers=1, due=time.time() + 3600, prefix="one")
+        await driver.ask("start")
+        await asyncio.sleep(10)
+        watcher = await lab.server.connect(database)
+        try:
+            committed = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
+            await way.take()
+            before, began = await watcher.fetchval(committed), time.monotonic()
+            await asyncio.sleep(case.seconds)
+            crossed = await way.take()
+            transactions = await watcher.fetchval(committed) - before - 1  # the look itself was one
+            minutes = (time.monotonic() - began) / 60
+            connections = await watcher.fetchval(
+                "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+            )
+        finally:
+            await watcher.close()
+    return {
+        "round trips": (crossed["round_trips"] / minutes, "per min"),
+        "statements": (crossed["statements"] / minutes, "per min"),
+        "transactions": (max(0, transactions) / minutes, "per min"),
+        "connections": (connections, ""),
+    }

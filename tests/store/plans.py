@@ -1,0 +1,194 @@
+"""A database as it is after a long time, and the plans that PostgreSQL makes for the store's statements on it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+from apscheduler.triggers.date import DateTrigger
+
+from duetime.serializer import TypedJSONSerializer
+from duetime.settings import DatabaseUrl
+
+ROWS = 200_000
+
+# Two weeks of history in 200,000 fires, one every six seconds; as many schedules, due over the next months; a queue of
+# 20,000 jobs, half of them of a task without a free place, and 2,000 that run.
+_FILL = """
+    insert into duetime.tasks (id, func, job_executor, max_running_jobs, metadata)
+    select 'task-' || n, 'tests:work', 'auto', case when n < 4 then 50 end, '{{"duetime.overlap": "skip"}}'
+    from generate_series(0, 99) n;
+
+    insert into duetime.schedules (
+        id, task_id, trigger, args, kwargs, coalesce, job_executor, metadata, tags, next_fire_time, revision, paused,
+        acquired_by, acquired_until
+    )
+    select 'schedule-' || n, 'task-' || n % 100,
+        decode('{trigger}', 'hex'), '[]', '{{}}', 'latest', 'auto', '{{"duetime.overlap": "skip"}}',
+        case when n % 10 = 0 then array['tag-' || n % 1000] else '{{}}' end,
+        case when n % 50 > 0 then now() + (n - 300) * interval '30 seconds' end,
+        gen_random_uuid(), n % 20 = 1,
+        case when n % 20000 = 2 then 'another node' end,
+        case when n % 20000 = 2 then now() + interval '20 seconds' end
+    from generate_series(1, {rows}) n;
+
+    insert into duetime.fires (schedule_id, fire_time, run_time, task_id, state, job_id, attempts, node, finished_at)
+    select 'schedule-' || n, at, at, 'task-' || n % 100, case when n % 100 = 0 then 'failed' else 'succeeded' end,
+        gen_random_uuid(), 1, 'node', at
+    from generate_series(1, {rows}) n, lateral (select now() - n * interval '6 seconds' as at) t;
+
+    insert into duetime.runs (
+        job_id, attempt, schedule_id, fire_time, due_at, task_id, node, started_at, finished_at, outcome
+    )
+    select job_id, 1, schedule_id, fire_time, run_time, task_id, node, run_time, finished_at,
+        case when state = 'failed' then 'error' else 'success' end
+    from duetime.fires order by fire_time;
+
+    insert into duetime.jobs (
+        id, task_id, args, kwargs, schedule_id, fire_time, scheduled_fire_time, executor, run_at, attempt, acquired_by,
+        acquired_until, claimed_at
+    )
+    select gen_random_uuid(),
+        case when runs then 'task-' || n % 40 when n % 4 < 2 then 'task-0' else 'task-' || 4 + n % 96 end,
+        '[]', '{{}}', 'schedule-' || n, at, at, 'auto', at,
+        case when runs then 1 else 0 end,
+        case when runs then 'another node' end,
+        case when runs then now() + interval '2 minutes' + n * interval '1 millisecond' end,
+        case when runs then now() end
+    from generate_series(1, {tenth}) n, lateral (
+        select n <= 2000 as runs, now() + (case when n % 2 = 0 then -n else n end) * interval '1 second' as at
+    ) t;
+
+    insert into duetime.job_results (job_id, outcome, finished_at, expires_at)
+    select job_id, 'success', finished_at, now() - interval '5 seconds' + n * interval '1 second'
+    from (select *, row_number() over () as n from duetime.runs limit {tenth}) r;
+"""
+
+
+async def fill(database: DatabaseUrl) -> None:
+    """Fill Duetime's tables, as they are after weeks of work, and let PostgreSQL learn what is in them."""
+    trigger = TypedJSONSerializer().serialize(DateTrigger(datetime.now(UTC)))
+    connection = await asyncpg.connect(**database.asyncpg_arguments())
+    await connection.execute(_FILL.format(rows=ROWS, tenth=ROWS // 10, trigger=trigger.hex()))
+    await connection.execute("vacuum analyze")
+    await connection.close()
+
+
+@dataclass
+class Node:
+    """One node of a plan, with those below it."""
+
+    values: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        yield self.values
+        for below in self.values.get("Plans", ()):
+            yield from Node(below)
+
+
+@dataclass
+class Plan:
+    """How PostgreSQL goes about a statement."""
+
+    nodes: list[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, explained: str) -> Plan:
+        """Return the plan of a statement from ``explain (format json)``."""
+        return cls(list(Node(json.loads(explained)[0]["Plan"])))
+
+    def __str__(self) -> str:
+        shown = ("Node Type", "Operation", "Relation Name", "Index Name", "Plan Rows", "Actual Rows", "Filter")
+        return "\n".join(", ".join(str(node[name]) for name in shown if name in node) for node in self.nodes)
+
+    @property
+    def scanned_whole(self) -> set[str]:
+        """Tables that are read from one end to the other."""
+        return {node["Relation Name"] for node in self.nodes if node["Node Type"] == "Seq Scan"}
+
+    @property
+    def indexes(self) -> set[str]:
+        """Indexes that are used."""
+        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+    @property
+    def spilled(self) -> bool:
+        """Whether a sort, a hash or a materialized result did not fit into memory."""
+        return any(
+            node.get("Sort Space Type") == "Disk" or node.get("Hash Batches", 1) > 1 or node.get("Storage") == "Disk"
+            for node in self.nodes
+        )
+
+
+class ExplainedConnections:
+    """One connection inside one transaction, which explains each statement before it runs it.
+
+    :ivar plans: by the statement's name the plans that it got, for the values it was run with and for any values
+    """
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self.plans: dict[str, list[Plan]] = {}
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Any]:
+        """Lend the connection, as something that explains."""
+        yield self
+
+    async def close(self) -> None:
+        """Do nothing: the connection belongs to the test."""
+
+    def transaction(self) -> Any:
+        """Begin a transaction inside the test's own."""
+        return self._connection.transaction()
+
+    async def fetchval(self, statement: str, *arguments: Any) -> Any:
+        """Run a statement that nobody wants explained."""
+        return await self._connection.fetchval(statement, *arguments)
+
+    async def fetch(self, statement: str, *arguments: Any) -> Any:
+        """Explain a statement, and run it."""
+        named = re.match(r"/\* duetime: (\w+) \*/", statement)
+        plans = self.plans.setdefault(named[1] if named else "read", [])
+        plans.extend(await self._explain(statement, arguments))
+        if "claim_jobs_v1" in statement:
+            # PostgreSQL does not look into a function when it explains the statement that calls it.
+            for part in await self._parts_of_the_claim():
+                wanted = arguments if "$4" in part else ()
+                self.plans.setdefault("claim_jobs_v1", []).extend(await self._explain(part, wanted))
+        return await self._connection.fetch(statement, *arguments)
+
+    async def _explain(self, statement: str, arguments: tuple[Any, ...]) -> list[Plan]:
+        trial = self._connection.transaction()
+        await trial.start()
+        try:
+            # What it really did: whether a sort went to disk is only known afterwards.
+            for_values = await self._connection.fetchval(f"explain (analyze, format json) {statement}", *arguments)
+            await self._connection.execute("set local plan_cache_mode = force_generic_plan")
+            await self._connection.execute(f"prepare probe as {statement}")
+            nothing = ", ".join(["null"] * len(arguments))
+            probe = f"execute probe({nothing})" if arguments else "execute probe"
+            for_any = await self._connection.fetchval(f"explain (format json) {probe}")
+            await self._connection.execute("deallocate probe")
+        finally:
+            await trial.rollback()
+        return [Plan.read(for_values), Plan.read(for_any)]
+
+    async def _parts_of_the_claim(self) -> list[str]:
+        source = await self._connection.fetchval("select prosrc from pg_proc where proname = 'claim_jobs_v1'")
+        for place, (name, kind) in enumerate(
+            [("p_node", "text"), ("p_lease", "interval"), ("p_ahead", "interval"), ("p_limit", "integer")], 1
+        ):
+            source = re.sub(rf"\b{name}\b", f"${place}::{kind}", source)
+        source = re.sub(r"\bv_now\b", "now()", source)
+        locking = re.search(r"\bperform (.*?);", source, re.DOTALL)
+        claiming = re.search(r"\breturn query(.*?);", source, re.DOTALL)
+        assert locking
+        assert claiming
+        return [f"select {locking[1]}", claiming[1]]

@@ -1,0 +1,227 @@
+"""Promise 2: one job per fire, whatever statement a node dies at, and however many nodes there are.
+
+The nodes that die are processes of their own, killed with SIGKILL by a failpoint of the test (``dying_nodes.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+import pytest
+from apscheduler import ConflictPolicy, current_job
+from apscheduler.triggers.date import DateTrigger
+
+from duetime.settings import DatabaseUrl
+from duetime.store import PostgresDataStore
+from duetime.tasks import OnCrash, TaskOptions, TaskRegistry
+
+from ..waiting import eventually
+from .parts import a_schedule, a_store, ago, every, expire, node, running
+
+HOUR = timedelta(hours=1)
+STATEMENTS = {"acquire_schedules", "release_schedules", "effect", "finish_jobs"}
+"""What every life of a fire consists of; a node says more than that, and is killed there as well."""
+
+
+class DyingNodes:
+    """Nodes that die where they are told to."""
+
+    def __init__(self, process: asyncio.subprocess.Process, database: DatabaseUrl, directory: Path) -> None:
+        self._process = process
+        self._database = database
+        self._directory = directory
+        self._lives = 0
+
+    async def live(self, statement: str | None = None, occurrence: int = 1, when: str = "") -> tuple[int, list[str]]:
+        """Run a node until its end; return its exit status and the statements that it began."""
+        self._lives += 1
+        log = self._directory / f"{self._lives}.log"
+        log.touch()
+        order = {
+            "address": self._database.text,
+            "statement": statement,
+            "occurrence": occurrence,
+            "when": when,
+            "log": str(log),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(order)}\n".encode())
+        async with asyncio.timeout(30):
+            status = int(await self._process.stdout.readline())
+        return status, log.read_text(encoding="utf-8").split()
+
+
+@pytest.fixture
+async def nodes(database: DatabaseUrl, tmp_path: Path) -> AsyncIterator[DyingNodes]:
+    script = Path(__file__).with_name("dying_nodes.py")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, str(script), stdin=pipe, stdout=pipe)
+    try:
+        yield DyingNodes(process, database, tmp_path)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await asyncio.wait_for(process.wait(), 30)
+
+
+@pytest.fixture
+async def ledger(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """A connection to a database with a table for what tasks have done."""
+    await connection.execute("create table effects (job_id uuid, schedule_id text)")
+    return connection
+
+
+def working(database: DatabaseUrl) -> TaskRegistry:
+    """Return the tasks of the nodes that live: they do what those of the dying nodes do."""
+
+    async def effect() -> None:
+        job = current_job.get()
+        connection = await asyncpg.connect(**database.asyncpg_arguments())
+        try:
+            await connection.execute("insert into effects values ($1, $2)", job.id, job.schedule_id)
+        finally:
+            await connection.close()
+
+    registry = TaskRegistry()
+    for on_crash in OnCrash:
+        registry.add(effect, name=str(on_crash), options=TaskOptions(on_crash=on_crash))
+    return registry
+
+
+async def is_done(ledger: asyncpg.Connection) -> bool:
+    """Return whether nothing is due and nothing is queued or running."""
+    return not await ledger.fetchval(
+        "select exists (select from duetime.schedules where next_fire_time <= now())"
+        " or exists (select from duetime.jobs)"
+    )
+
+
+@asynccontextmanager
+async def a_fresh_node(database: DatabaseUrl, ledger: asyncpg.Connection) -> AsyncIterator[None]:
+    """Run a node that takes over what the dead one has left, once its leases have ended."""
+    await expire(ledger, "schedules")
+    await expire(ledger, "jobs")
+    async with running(node(database, working(database))):
+        await eventually(lambda: is_done(ledger))
+        yield
+
+
+@pytest.mark.parametrize("on_crash", OnCrash)
+async def test_a_node_killed_at_any_statement_leaves_one_job_per_fire(
+    database: DatabaseUrl, ledger: asyncpg.Connection, nodes: DyingNodes, on_crash: OnCrash
+) -> None:
+    async with a_store(database) as store:
+        await two_due_schedules(store, on_crash)
+        status, spoken = await nodes.live()
+        assert status == 0
+        assert set(spoken) >= STATEMENTS
+        await one_job_per_fire(ledger, on_crash, was_killed=False)
+        killed: set[tuple[str, str]] = set()
+        for statement, occurrences in Counter(spoken).items():
+            for occurrence in range(1, occurrences + 1):
+                for when in ("before", "after"):
+                    await ledger.execute("truncate effects, duetime.schedules, duetime.fires, duetime.runs")
+                    await two_due_schedules(store, on_crash)
+                    status, _ = await nodes.live(statement, occurrence, when)
+                    if status != 0:  # 0: in this life the statement did not come
+                        killed.add((statement, when))
+                    async with a_fresh_node(database, ledger):
+                        await one_job_per_fire(ledger, on_crash, was_killed=status != 0)
+    assert killed >= {(statement, when) for statement in STATEMENTS for when in ("before", "after")}
+
+
+async def two_due_schedules(store: PostgresDataStore, on_crash: OnCrash) -> None:
+    """Add a one-off and a recurring schedule, both due since a second."""
+    metadata = TaskOptions(on_crash=on_crash).to_metadata()
+    for name, trigger in (("one-off", DateTrigger(ago(1))), ("hourly", every(3600, ago(1)))):
+        schedule = a_schedule(name, trigger, task_id=str(on_crash), metadata=metadata)
+        await store.add_schedule(schedule, ConflictPolicy.exception)
+
+
+async def one_job_per_fire(ledger: asyncpg.Connection, on_crash: OnCrash, *, was_killed: bool) -> None:
+    for name in ("one-off", "hourly"):
+        [fire] = await ledger.fetch("select * from duetime.fires where schedule_id = $1", name)
+        runs = await ledger.fetch("select * from duetime.runs where schedule_id = $1 order by id", name)
+        effects = [row["job_id"] for row in await ledger.fetch("select * from effects where schedule_id = $1", name)]
+        assert {fire["job_id"]} == {run["job_id"] for run in runs} | set(effects), "one job, in whatever attempts"
+        assert [run["attempt"] for run in runs] == list(range(1, len(runs) + 1))
+        assert len(runs) == fire["attempts"] <= 2
+        if on_crash is OnCrash.retry:
+            assert fire["state"] == "succeeded"
+            assert len(effects) >= 1, "at least once"
+        else:
+            assert fire["state"] in ("succeeded", "abandoned")
+            assert len(effects) <= 1, "at most once"
+            assert len(effects) == 1 or fire["state"] == "abandoned"
+        if not was_killed:
+            assert (fire["state"], len(runs), len(effects)) == ("succeeded", 1, 1)
+        if schedule := await ledger.fetchrow("select * from duetime.schedules where id = $1", name):
+            moved_on = None if name == "one-off" else fire["fire_time"] + HOUR
+            assert schedule["next_fire_time"] == moved_on, "moved on exactly once"
+            assert schedule["last_fire_time"] == fire["fire_time"]
+            assert schedule["acquired_by"] is None
+        else:
+            assert name == "one-off", "the clean-up removes what is finished, and nothing else"
+
+
+async def test_two_nodes_that_race_for_due_schedules_fire_each_of_them_once(
+    database: DatabaseUrl, ledger: asyncpg.Connection
+) -> None:
+    done: list[tuple[str | None, UUID]] = []
+
+    async def work() -> None:
+        job = current_job.get()
+        done.append((job.schedule_id, job.id))
+
+    registries = []
+    for _ in range(2):
+        registry = TaskRegistry()
+        registry.add(work, name="work")
+        registries.append(registry)
+    async with a_store(database) as store:
+        await store.add_schedules([a_schedule(f"s{number}", every(3600, ago(1))) for number in range(200)])
+    async with running(*(node(database, registry) for registry in registries)):
+        await eventually(lambda: is_done(ledger))
+    assert sorted(name or "" for name, _ in done) == sorted(f"s{number}" for number in range(200))
+    rows = await ledger.fetch("select schedule_id, job_id, state, attempts from duetime.fires")
+    assert {(row["schedule_id"], row["job_id"]) for row in rows} == set(done)
+    assert {(row["state"], row["attempts"]) for row in rows} == {("succeeded", 1)}
+    assert await ledger.fetchval("select count(*) from duetime.runs") == 200
+    assert await ledger.fetchval(
+        "select bool_and(next_fire_time = last_fire_time + interval '1 hour') from duetime.schedules"
+    )
+
+
+async def test_two_nodes_share_a_schedule_of_ten_fires_a_second_without_a_gap_or_a_double(
+    database: DatabaseUrl, ledger: asyncpg.Connection
+) -> None:
+    done: list[UUID] = []
+
+    async def work() -> None:
+        done.append(current_job.get().id)
+
+    registries = [TaskRegistry(), TaskRegistry()]
+    for registry in registries:
+        registry.add(work, name="work")
+    first = ago(-0.2)
+    async with a_store(database) as store:
+        await store.add_schedule(a_schedule("s", every(0.1, first)), ConflictPolicy.exception)
+        async with running(*(node(database, registry, look_ahead=0.3) for registry in registries)):
+            await eventually(lambda: len(done) >= 20)
+            await store.remove_schedules(["s"])
+            await eventually(lambda: ledger.fetchval("select not exists (select from duetime.jobs)"))
+    rows = await ledger.fetch("select fire_time, job_id, state from duetime.fires order by fire_time")
+    times = [row["fire_time"] for row in rows]
+    assert times == [first + number * timedelta(milliseconds=100) for number in range(len(times))]
+    assert len(done) == len(set(done))
+    assert {row["job_id"] for row in rows if row["state"] == "succeeded"} == set(done)
