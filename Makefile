@@ -11,7 +11,7 @@ export PIP_NO_INPUT := 1
 MOVED := $(shell [ ! -e $(VENV)/place ] || [ "$$(cat $(VENV)/place)" = "$$(pwd -P)" ] || { rm -rf $(VENV); echo yes; })
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint format clean
+.PHONY: help serve test bench check chaos lint format clean
 
 help: ## Show this text
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -21,6 +21,13 @@ serve: $(VENV)/installed ## Serve the API at http://127.0.0.1:8000 (PORT=… for
 
 test: $(VENV)/tools ## Run the tests, but not those that need Debian packages (ARGS=… for pytest's options)
 	@$(RUN) pytest -m 'not debian' $(ARGS)
+
+chaos: $(VENV)/tools ## Put five nodes through a storm of ten minutes (CHAOS_SECONDS, _NODES, _SCHEDULES, _SEED=…)
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} CHAOS_NODES=$${CHAOS_NODES:-5} CHAOS_SCHEDULES=$${CHAOS_SCHEDULES:-5000} \
+		$(RUN) pytest tests/chaos -s $(ARGS)
+
+bench: $(VENV)/bench ## Run the short form of all benchmarks, in less than 10 minutes (ARGS=… for other forms: ARGS=--help)
+	@$(RUN) benchmarks $(or $(ARGS),--short)
 
 check: lint test ## Run everything that a change has to pass
 
@@ -35,7 +42,7 @@ format: $(VENV)/tools ## Format the code and mend what ruff can mend
 	@$(RUN) ruff format
 
 clean: ## Remove what was installed, built and cached; the embedded database in .duetime stays
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -60,4 +67,9 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/tools: $(VENV)/installed
 	@echo 'Installing the tools for tests and checks into $(VENV).'
 	@$(RUN) pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	@echo 'Installing what the benchmarks need into $(VENV).'
+	@$(RUN) pip install --quiet --constraint constraints.txt --group bench
 	@touch $@

@@ -51,6 +51,7 @@ def about(environment: dict[str, Any]) -> str:
         f"Run from {environment['began']} to {environment['ended']}, the {environment['form']} form, "
         f"{environment['repeats']} repeat(s): median (least–greatest).\n"
         f"Machine: {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, "
-        f"{machine['system']}, Python {environment['python']}; load average just before the run {machine['load_before']}.\n"
+        f"{machine['system']}, Python {environment['python']}; "
+        f"load average just before the run {machine['load_before']}.\n"
         f"PostgreSQL: {settings}.\n\nVersions: {peers}."
     )

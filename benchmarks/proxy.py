@@ -1,9 +1,10 @@
 """A relay in front of PostgreSQL that stands in for distance, and counts.
 
-``python -m benchmarks.proxy '{"rtt": 0.07, "tls": [certificate, key], "to": ["127.0.0.1", 5432]}'`` prints its port; every
-line on standard input is answered with the counts since the line before. Bytes are held back for half the round-trip time in
-each direction, a new connection for a whole one more (TCP's handshake); the throughput is not limited. With ``tls`` it ends
-TLS behind the delay, so the handshake crosses the distance as it would with a server that speaks TLS itself.
+``python -m benchmarks.proxy '{"rtt": 0.07, "tls": [certificate, key], "to": ["127.0.0.1", 5432]}'`` prints its port;
+every line on standard input is answered with the counts since the line before. Bytes are held back for half the
+round-trip time in each direction, a new connection for a whole one more (TCP's handshake); the throughput is not
+limited. With ``tls`` it ends TLS behind the delay, so the handshake crosses the distance as it would with a server
+that speaks TLS itself.
 
 A round trip is a burst of requests: bytes from the client after bytes from the server. Opening a connection is one.
 Statements are the messages Query and Execute of PostgreSQL's protocol; they can be told only without TLS.

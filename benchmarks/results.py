@@ -72,25 +72,42 @@ def cell(row: Row) -> str:
     return f"{shown(row.median)} ({shown(min(row.values))}–{shown(max(row.values))})"
 
 
-def pivot(rows: Iterable[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return one table for each benchmark and variant: its title, the header, and a line for each peer."""
-    tables: dict[tuple[str, str], list[Row]] = {}
+@dataclass(frozen=True)
+class Table:
+    """One benchmark in one variant.
+
+    :ivar lines: the peer, then a cell for each figure
+    :ivar reasons: peer → why it has no line, or why its line is not whole
+    """
+
+    title: str
+    header: list[str]
+    lines: list[list[str]]
+    reasons: dict[str, str]
+
+
+def tables(rows: Iterable[Row]) -> list[Table]:
+    """Return one table for each benchmark and variant."""
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        tables.setdefault((row.benchmark, row.variant), []).append(row)
+        groups.setdefault((row.benchmark, row.variant), []).append(row)
     found = []
-    for (benchmark, variant), members in tables.items():
-        figures = list(dict.fromkeys((row.figure, row.unit) for row in members if row.figure != FAILED))
-        peers = list(dict.fromkeys(row.peer for row in members))
-        lines = []
-        for peer in peers:
-            own = {row.figure: row for row in members if row.peer == peer}
-            if FAILED in own:
-                lines.append([peer, f"failed: {own[FAILED].note}", *[""] * (len(figures) - 1)])
-            else:
-                lines.append([peer, *(cell(own[figure]) if figure in own else "–" for figure, _ in figures)])
-        header = ["", *(f"{figure}, {unit}" if unit else figure for figure, unit in figures)]
+    for (benchmark, variant), members in groups.items():
+        figures = dict.fromkeys((row.figure, row.unit) for row in members if row.figure != FAILED)
+        measured: dict[str, dict[str, Row]] = {}
+        for row in members:
+            if row.figure != FAILED:
+                measured.setdefault(row.peer, {})[row.figure] = row
         found.append(
-            (f"{benchmark}, {variant}" if variant else benchmark, header if len(header) > 1 else ["", ""], lines)
+            Table(
+                title=f"{benchmark}, {variant}" if variant else benchmark,
+                header=["", *(f"{figure}, {unit}" if unit else figure for figure, unit in figures)],
+                lines=[
+                    [peer, *(cell(own[figure]) if figure in own else "–" for figure, _ in figures)]
+                    for peer, own in measured.items()
+                ],
+                reasons={row.peer: row.note for row in members if row.figure == FAILED},
+            )
         )
     return found
 
@@ -98,26 +115,28 @@ def pivot(rows: Iterable[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
 def as_text(rows: Iterable[Row]) -> str:
     """Return the tables for a terminal."""
     parts = []
-    for title, header, lines in pivot(rows):
-        failed = [line for line in lines if len(line) > 1 and line[1].startswith("failed: ")]
-        whole = [header, *(line for line in lines if line not in failed)]
-        widths = [max(len(line[column]) for line in whole) for column in range(len(header))]
-        text = [
-            "  ".join(
-                part.rjust(width) if i else part.ljust(width)
-                for i, (part, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in whole
-        ]
-        parts.append("\n".join([f"== {title}", *text, *(f"{line[0]}  {line[1]}" for line in failed)]))
+    for table in tables(rows):
+        lines = [table.header, *table.lines] if table.lines else []
+        widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))] if lines else []
+        text = [f"== {table.title}"]
+        for first, *cells in lines:
+            aligned = [part.rjust(width) for part, width in zip(cells, widths[1:], strict=True)]
+            text.append("  ".join([first.ljust(widths[0]), *aligned]))
+        text += [f"{peer}: {reason}" for peer, reason in table.reasons.items()]
+        parts.append("\n".join(text))
     return "\n\n".join(parts)
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
     """Return the tables for a document."""
     parts = []
-    for title, header, lines in pivot(rows):
-        text = [f"| {' | '.join(header)} |", "|---" + "|--:" * (len(header) - 1) + "|"]
-        text += [f"| {' | '.join(part.replace('|', '/') for part in line)} |" for line in lines]
-        parts.append(f"#### {title}\n\n" + "\n".join(text))
+    for table in tables(rows):
+        text = [f"#### {table.title}", ""]
+        if table.lines:
+            text += [f"| {' | '.join(table.header)} |", "|---" + "|--:" * (len(table.header) - 1) + "|"]
+            text += [f"| {' | '.join(line)} |" for line in table.lines]
+        if table.lines and table.reasons:
+            text.append("")
+        text += [f"- {peer}: {' '.join(reason.split())}" for peer, reason in table.reasons.items()]
+        parts.append("\n".join(text))
     return "\n\n".join(parts)

@@ -43,8 +43,8 @@ async def run(lab: Lab, names: Sequence[str], peers: Iterable[str] | None = None
                 for case, outcome in zip(cases, outcomes, strict=True):
                     _keep(case, outcome, found, failed)
                 continue
-            # Interleaved: each repeat goes through all peers, so that a slow minute of the machine hits them alike. Every
-            # other one backwards, so that none is always the first.
+            # Interleaved: each repeat goes through all peers, so that a slow minute of the machine hits them alike.
+            # Every other one backwards, so that none is always the first.
             for case in cases if repeat % 2 == 0 else reversed(cases):
                 if case not in failed:
                     _keep(case, await _measure(lab, name, module, case), found, failed)
@@ -68,11 +68,11 @@ async def _measure(lab: Lab, name: str, module: ModuleType, case: Case) -> Figur
     except NotMeasurable as exc:
         outcome = f"not measured: {exc}"
     except PeerFailed as exc:
-        outcome = str(exc)
+        outcome = f"failed: {exc}"
     except TimeoutError:
-        outcome = f"hangs: not done after {CASE_TIMEOUT:g} s"
+        outcome = f"failed: it hangs, not done after {CASE_TIMEOUT:g} s"
     except Exception as exc:  # one peer's trouble is no reason to lose the others' figures
-        outcome = f"{type(exc).__name__}: {exc}"
+        outcome = f"failed: {type(exc).__name__}: {exc}"
     said = outcome if isinstance(outcome, str) else "done"
     print(
         f"{name}, {case.variant or 'once'}, {case.name}: {said} ({time.monotonic() - began:.1f} s)",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
+import os
 import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
@@ -17,7 +22,7 @@ import psutil
 from duetime.local import LocalDatabase
 from duetime.settings import DatabaseUrl
 
-from .places import cache
+from .places import CACHE, cache
 
 _ACCESS = """\
 # The benchmarks' own: passwords over TCP on loopback, nothing else from outside.
@@ -44,7 +49,7 @@ SHOWN_SETTINGS = (
 class Server:
     """The embedded PostgreSQL with its defaults (``fsync`` on), listening on loopback too, or the server of an address.
 
-    :param url: a superuser's address; None: the embedded one, in the cache
+    :param url: a superuser's address; None: the embedded one, with a new data directory in the cache
     """
 
     def __init__(self, url: DatabaseUrl | None) -> None:
@@ -53,14 +58,12 @@ class Server:
         self._local: LocalDatabase | None = None
         self._admin: Any = None
         self._lock = asyncio.Lock()
+        self._stack = ExitStack()
 
     async def __aenter__(self) -> Self:
         try:
             self._url = self._given or await self._start_local()
             self._admin = await asyncpg.connect(**self._url.asyncpg_arguments())
-            # What an earlier run that was killed has left.
-            for row in await self._admin.fetch("select datname from pg_database where datname like 'benchmark\\_%'"):
-                await self._admin.execute(f'drop database if exists "{row[0]}" with (force)')
         except BaseException:
             await self.__aexit__()
             raise
@@ -71,14 +74,14 @@ class Server:
             await self._admin.close()
         if self._local is not None:
             await self._local.stop()
+        self._stack.close()
 
     async def _start_local(self) -> DatabaseUrl:
-        directory = cache("postgresql")
+        directory = self._own_directory()
         access = directory / "postgres" / "pg_hba.conf"
-        if not access.exists() or access.read_text() != _ACCESS:
-            # First without TCP: initdb trusts everybody, which is fine only behind the socket's private directory.
-            async with LocalDatabase(directory):
-                access.write_text(_ACCESS)
+        # First without TCP: initdb trusts everybody, which is fine only behind the socket's private directory.
+        async with LocalDatabase(directory):
+            access.write_text(_ACCESS)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -94,6 +97,21 @@ class Server:
         self._process = psutil.Process(int((directory / "postgres" / "postmaster.pid").read_text().splitlines()[0]))
         await connection.close()
         return replace(inside, host="127.0.0.1", password=password, sslmode="disable")
+
+    def _own_directory(self) -> Path:
+        """Make a data directory for this run, and remove those of runs that were killed."""
+        for left in CACHE.glob("postgresql-*.lock"):
+            with left.open() as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+                left.unlink(missing_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix="postgresql-", dir=cache("environments").parent))
+        self._lock_file = directory.with_suffix(".lock").open("w")
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        self._stack.callback(self._lock_file.close)
+        self._stack.callback(directory.with_suffix(".lock").unlink)
+        return directory
 
     async def settings(self) -> dict[str, str]:
         """Return the settings that matter for these figures, as the server says them."""
@@ -147,7 +165,7 @@ class Server:
     @asynccontextmanager
     async def database(self, template: str | None = None) -> AsyncIterator[str]:
         """Make a database for the length of the block."""
-        name = f"benchmark_{next(self._numbers)}"
+        name = f"benchmark_{os.getpid()}_{next(self._numbers)}"
         await self.execute(f"create database {name}" + (f" template {template}" if template else ""))
         try:
             yield name

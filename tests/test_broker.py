@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from logging import getLogger
 from typing import Any
 from uuid import UUID, uuid4
@@ -415,12 +416,20 @@ async def test_a_listening_connection_that_is_killed_comes_back_and_says_that_th
             killed = broker._connection
             assert killed is not None
             await connection.execute("select pg_terminate_backend($1)", killed.get_server_pid())
-            await eventually(lambda killed=killed: broker._connection not in (None, killed))
-            await eventually(lambda number=number: len(hints) == number)
+            await eventually(partial(_is_another, broker, killed))
+            await eventually(partial(_are, hints, number))
         assert hints == [None, None, None]
         await other.publish(an_event(JobAdded))
         await eventually(lambda: heard == [an_event(JobAdded)])
         assert hints[-1] == an_event(JobAdded)
+
+
+def _is_another(broker: PostgresEventBroker, killed: asyncpg.Connection) -> bool:
+    return broker._connection not in (None, killed)
+
+
+def _are(items: list[Any], number: int) -> bool:
+    return len(items) == number
 
 
 async def test_an_unreachable_database_delays_events_and_not_the_start(database: DatabaseUrl) -> None:
@@ -481,6 +490,7 @@ async def test_it_is_made_from_an_engine_with_the_stock_arguments(
 
 
 def test_an_engine_of_another_driver_is_refused() -> None:
+    engine: Any
     for engine in (create_engine("sqlite://"), _mysql()):
         with pytest.raises(InvalidSettings, match=r"postgresql\+asyncpg"):
             PostgresEventBroker.from_async_sqla_engine(engine)

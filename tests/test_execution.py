@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from anyio import BrokenWorkerProcess
 from apscheduler import Job, current_job
 from pydantic import BaseModel
 
@@ -157,7 +158,7 @@ async def test_arguments_that_no_longer_fit_fail_with_each_of_them_named(node: N
 
 
 async def test_a_function_that_nobody_registered_gets_its_arguments_as_they_are(node: Node) -> None:
-    job = Job(task_id="unregistered", executor="auto", args=("4",), kwargs={})
+    job = Job(task_id="unregistered", executor="auto", args=("4",))  # type: ignore[arg-type]
     assert await node.executors["auto"].run_job(lambda number: number, job) == "4"
 
 
@@ -179,7 +180,7 @@ async def test_what_would_end_a_process_is_a_failure_of_the_job(node: Node, exec
     def ends() -> None:
         raise getattr(builtins, name)("away")
 
-    with pytest.raises(TaskAborted, match=rf"expected ends to return or raise an error, got {name}\(away\)"):
+    with pytest.raises(TaskAborted, match=rf"expected ends to return or raise an error, got {name}\("):
         await node.run(ends, executor=executor)
 
 
@@ -361,7 +362,7 @@ async def test_a_worker_process_runs_functions_and_whatever_they_do_stays_in_it(
         await run(process_work.fails)
     with pytest.raises(TaskAborted, match="SystemExit"):
         await run(process_work.leaves)
-    with pytest.raises(Exception, match=r"(?i)broken|died|abort|closed|terminated"):
+    with pytest.raises(BrokenWorkerProcess):
         await run(process_work.dies)
     assert await run(process_work.double, 5) == 10, "the next one gets another process"
 

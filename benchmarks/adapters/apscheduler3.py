@@ -1,7 +1,7 @@
 """APScheduler 3.11: ``AsyncIOScheduler`` with ``SQLAlchemyJobStore`` over psycopg2, or ``MemoryJobStore``.
 
-``misfire_grace_time`` is None: with the default of one second, jobs that come due while the event loop is frozen by the store
-are dropped, and there would be nothing to measure.
+``misfire_grace_time`` is None: with the default of one second, jobs that come due while the event loop is frozen by
+the store are dropped, and there would be nothing to measure.
 """
 
 from __future__ import annotations

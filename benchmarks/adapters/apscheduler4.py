@@ -1,7 +1,7 @@
 """Raw APScheduler 4.0.0a6: ``SQLAlchemyDataStore`` over asyncpg, ``AsyncpgEventBroker`` on the same engine.
 
-anyio is pinned below 4.14: with newer ones its broker fails when it starts. ``max_running_jobs`` is None, because the default
-of one job of a task at a time would measure that limit.
+anyio is pinned below 4.14: with newer ones its broker fails when it starts. ``max_running_jobs`` is None, because the
+default of one job of a task at a time would measure that limit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ class Adapter(Peer):
     )
     adds_while_running = True
     multiply = (
-        "insert into schedules (id, task_id, trigger, args, kwargs, paused, coalesce, misfire_grace_time, max_jitter, "
-        "job_executor, job_result_expiration_time, metadata, last_fire_time, next_fire_time, acquired_by, acquired_until) "
-        "select 'other' || i, task_id, trigger, args, kwargs, paused, coalesce, misfire_grace_time, max_jitter, "
-        "job_executor, job_result_expiration_time, metadata, last_fire_time, next_fire_time, acquired_by, acquired_until "
+        "insert into schedules (id, task_id, trigger, args, kwargs, paused, coalesce, "
+        "misfire_grace_time, max_jitter, "
+        "job_executor, job_result_expiration_time, metadata, last_fire_time, next_fire_time, "
+        "acquired_by, acquired_until) "
+        "select 'other' || i, task_id, trigger, args, kwargs, paused, coalesce, "
+        "misfire_grace_time, max_jitter, "
+        "job_executor, job_result_expiration_time, metadata, last_fire_time, next_fire_time, "
+        "acquired_by, acquired_until "
         "from (select * from schedules limit 1) one, generate_series(1, $1) i"
     )
 

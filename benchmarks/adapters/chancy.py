@@ -1,4 +1,4 @@
-"""chancy with its asyncio executor, 50 jobs at a time and the shortest interval between two looks that it takes, a second."""
+"""chancy with its asyncio executor, 50 jobs at a time, and a look each second, the shortest interval that it takes."""
 
 from __future__ import annotations
 

@@ -28,8 +28,10 @@ class Adapter(Peer):
 
     packages = ("dbos", "SQLAlchemy", "psycopg")
     pending = (
-        "select count(*) from dbos.workflow_status where status in ('ENQUEUED', 'DELAYED', 'PENDING') and name = 'note' "
-        "and (delay_until_epoch_ms is null or delay_until_epoch_ms < (extract(epoch from now()) + 86400) * 1000)"
+        "select count(*) from dbos.workflow_status where status in ('ENQUEUED', 'DELAYED', "
+        "'PENDING') and name = 'note' "
+        "and (delay_until_epoch_ms is null or delay_until_epoch_ms < (extract(epoch from now()) + "
+        "86400) * 1000)"
     )
     adds_while_running = True
 

@@ -34,9 +34,12 @@ class Adapter(Peer):
 
     adds_while_running = True
     multiply = (
-        "insert into duetime.schedules (id, task_id, trigger, args, kwargs, coalesce, job_executor, metadata, revision, "
-        "next_fire_time) select 'other' || i, task_id, trigger, args, kwargs, coalesce, job_executor, metadata, "
-        "gen_random_uuid(), next_fire_time from (select * from duetime.schedules limit 1) one, generate_series(1, $1) i"
+        "insert into duetime.schedules (id, task_id, trigger, args, kwargs, coalesce, "
+        "job_executor, metadata, revision, "
+        "next_fire_time) select 'other' || i, task_id, trigger, args, kwargs, coalesce, "
+        "job_executor, metadata, "
+        "gen_random_uuid(), next_fire_time from (select * from duetime.schedules limit 1) one, "
+        "generate_series(1, $1) i"
     )
 
     async def install(self) -> None:

@@ -1,8 +1,8 @@
 """The floor: plain asyncpg doing the least that could count.
 
-One table; a one-off is a row, stored in one INSERT; due rows are deleted and run, at most once, by the process that sleeps until
-the next one is due and is told only of what it adds itself. No history, no retry, no recurring fires, no limits: nothing that
-keeps a schedule can do less.
+One table; a one-off is a row, stored in one INSERT; due rows are deleted and run, at most once, by the process that
+sleeps until the next one is due and is told only of what it adds itself. No history, no retry, no recurring fires, no
+limits: nothing that keeps a schedule can do less.
 """
 
 from __future__ import annotations

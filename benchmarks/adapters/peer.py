@@ -42,7 +42,7 @@ class Peer(ABC):
     :cvar packages: distributions whose versions are reported
     :cvar pending: SQL that counts the one-offs that have not ended for the database; None where nobody can tell
     :cvar adds_while_running: whether the documented place to add from is the process that runs the scheduler
-    :cvar registered: SQL that counts the recurring schedules stored, for peers that don't say when they have stored them
+    :cvar registered: SQL that counts the stored recurring schedules, for peers that don't say when they are stored
     :cvar multiply: SQL that makes ``$1`` further schedules, due in a year, of the one that :meth:`add` has stored
     """
 
@@ -91,14 +91,14 @@ class Peer(ABC):
         """Begin to run what is due; return when the peer says that it does. :meth:`open` was called before."""
 
     def declare(self, schedules: int) -> None:
-        """Do what an application's module does when it is imported: make objects, decorate functions. No connection yet."""
+        """Do what an application's module does when it is imported: make objects, decorate functions; no connection."""
         self.schedules = schedules
 
     @abstractmethod
     async def start_registering(self) -> None:
         """Do what an application's lifespan does: connect, register the recurring schedules, start."""
 
-    async def register_in_background(self) -> None:
+    async def register_in_background(self) -> None:  # noqa: B027 - most have nothing to do
         """Do the rest of the registration, for peers whose documented way doesn't delay the application for it."""
 
     async def page(self) -> None:

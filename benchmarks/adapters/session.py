@@ -1,7 +1,7 @@
 """The conversation between the driver and one peer: a JSON object a line, on standard input and output.
 
-``{"id": 1, "do": "start", …}`` is answered by ``{"id": 1, "result": …}`` or ``{"id": 1, "error": "…"}``. Standard library
-only, and uvicorn and FastAPI for ``serve``.
+``{"id": 1, "do": "start", …}`` is answered by ``{"id": 1, "result": …}`` or ``{"id": 1, "error": "…"}``. Standard
+library only, and uvicorn and FastAPI for ``serve``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from . import work
 from .peer import Peer, Place
@@ -39,7 +40,7 @@ class Stalls:
             finally:  # the stall that is under way when the watch ends counts as well
                 self.longest = max(self.longest, time.monotonic() - before - self.TICK)
 
-    async def __aenter__(self) -> Stalls:
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._watch())
         await asyncio.sleep(0)
         return self
@@ -175,8 +176,7 @@ class Session:
 
     async def do_usage(self) -> dict[str, float]:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        with open("/proc/self/statm") as statm:
-            resident = int(statm.read().split()[1]) * resource.getpagesize()
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         return {"cpu": used.ru_utime + used.ru_stime, "memory": resident / 2**20}
 
     async def do_page(self) -> float:

@@ -1,4 +1,4 @@
-"""The work that every peer's jobs do: note when they ran. In a module of its own, so that every peer finds it by name."""
+"""The work of every peer's jobs: note when they ran. In a module of its own, so that every peer finds it by name."""
 
 from __future__ import annotations
 

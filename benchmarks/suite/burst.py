@@ -10,8 +10,8 @@ from . import firing, peers
 
 QUESTION = "1,000 / 10,000 one-offs due at one instant"
 HOW = (
-    "stored beforehand by another process; 'ran' counts until the last job's function ran, 'ran and recorded' until the "
-    "database held none that has not ended"
+    "stored beforehand by another process; 'ran' counts until the last job's function ran, 'ran and recorded' "
+    "until the database held none that has not ended"
 )
 
 

@@ -10,8 +10,9 @@ from . import firing, peers
 
 QUESTION = "What does one fire cost the database?"
 HOW = (
-    "200 one-offs due at one instant, from the start of the worker until all are recorded; adding is not part of it. Statements "
-    "are the messages Query and Execute; WAL is the server's; CPU is user and system time of the worker and of PostgreSQL"
+    "200 one-offs due at one instant, from the start of the worker until all are recorded; adding is not part "
+    "of it. Statements are the messages Query and Execute; WAL is the server's; CPU is user and system time of"
+    " the worker and of PostgreSQL"
 )
 JOBS = 200
 

@@ -12,8 +12,9 @@ from . import firing, peers, startup
 
 QUESTION = "0, 10⁴, 10⁵, 10⁶ other schedules"
 HOW = (
-    "the others are due in a year: one that the peer stored, and copies of its row; each figure beside the same with an "
-    "empty store, measured just before; memory is the worker's after a page was listed and a burst of 500 has run"
+    "the others are due in a year: one that the peer stored, and copies of its row; each figure beside the "
+    "same with an empty store, measured just before; memory is the worker's after a page was listed and a "
+    "burst of 500 has run"
 )
 BURST = 500
 

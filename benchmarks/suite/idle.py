@@ -11,7 +11,10 @@ from ..scale import Scale
 from . import peers
 
 QUESTION = "What does one schedule due in an hour cost the database?"
-HOW = "one one-off due in an hour, a worker that has run for 10 s, then counted by the proxy; all peers at the same time, each in its own database"
+HOW = (
+    "one one-off due in an hour, a worker that has run for 10 s, then counted by the proxy; all peers at the "
+    "same time, each in its own database"
+)
 TOGETHER = True
 """All cases at once: what is counted does not depend on speed, and a minute for each would be long."""
 

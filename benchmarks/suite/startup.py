@@ -16,8 +16,9 @@ from . import peers
 
 QUESTION = "What does starting the scheduler do to the application?"
 HOW = (
-    "FastAPI and uvicorn with the peer in the lifespan, 20 recurring schedules registered, tables already there; seconds "
-    "count from the start of uvicorn, imports done. A request is wanted every 20 ms, and asked again until it is answered"
+    "FastAPI and uvicorn with the peer in the lifespan, 20 recurring schedules registered, tables already "
+    "there; seconds count from the start of uvicorn, imports done. A request is wanted every 20 ms, and asked "
+    "again until it is answered"
 )
 SCHEDULES = 20
 WANTED_EVERY = 0.02

@@ -19,6 +19,7 @@ from .store import PostgresDataStore
 from .store.adding import check_schedule_id
 from .store.reads import MAX_LIMIT, NEVER_STORED, Reads, decode_cursor, encode_cursor
 from .store.rows import ENGINE, TAGS, schedule_from
+from .store.slow_plans import is_stock
 from .tasks import METADATA_PREFIX, TaskOptions, TaskRegistry, storable
 from .triggers import describe, parse, to_json, upcoming
 
@@ -303,7 +304,8 @@ class Service:
             state = records.ScheduleState.paused if paused else records.ScheduleState.active
         times: list[datetime] = []
         if state is records.ScheduleState.active and schedule.next_fire_time is not None:
-            later = upcoming(schedule.trigger, UPCOMING - 1)
+            # What an application's own trigger does when it is asked for times may take for ever: it is not asked.
+            later = upcoming(schedule.trigger, UPCOMING - 1) if is_stock(schedule.trigger) else []
             zone = later[0].tzinfo if later else getattr(schedule.trigger, "timezone", UTC)
             times = [schedule.next_fire_time.astimezone(zone), *later]
         task_options = TaskOptions.from_metadata(schedule.metadata)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, overload
@@ -36,6 +36,8 @@ from .records import Task
 
 AUTO_EXECUTOR = "auto"
 """Name of the executor that awaits ``async def`` functions on the event loop and runs plain ``def`` in threads."""
+
+MAX_NAME_LENGTH = 500
 
 METADATA_PREFIX = "duetime."
 """Metadata keys with this prefix are Duetime's own; they are not shown as the caller's metadata."""
@@ -84,8 +86,10 @@ class Retry(BaseModel):
         """Return how long to wait after the given failed attempt (1 is the first), or None to give up."""
         if attempt >= self.max_attempts:
             return None
-        # The exponent is bounded so that a thousandth attempt does not overflow a float.
-        wait = min(self.max_backoff, self.backoff * self.factor ** min(attempt - 1, 64))
+        try:
+            wait = min(self.max_backoff, self.backoff * self.factor ** (attempt - 1))
+        except OverflowError:  # a float ends long before a thousandth attempt
+            wait = self.max_backoff if self.backoff else 0.0
         return timedelta(seconds=wait * (1 + random.uniform(-self.jitter, self.jitter)))  # noqa: S311 - spreading load
 
 
@@ -184,7 +188,7 @@ def _parameter_names(func: Callable[..., Any]) -> list[str]:
 
 
 def storable(value: Any) -> Any:
-    """Return the value with Pydantic models and dataclasses replaced by their JSON form, at any depth.
+    """Return the value with models, dataclasses, enum members and named tuples in a plain form, at any depth.
 
     The task function gets them back as what its annotations say, because every call is bound again at run time.
     """
@@ -192,8 +196,16 @@ def storable(value: Any) -> Any:
         return to_jsonable_python(value)
     if isinstance(value, dict):
         return {key: storable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(storable(item) for item in value)
+    if isinstance(value, Enum):
+        return storable(value.value)
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, tuple):  # a named one is built again from its annotation
+        return tuple(storable(item) for item in value)
+    if isinstance(value, (set, frozenset)):
+        items = [storable(item) for item in value]
+        # The JSON form of a model cannot be in a set.
+        return items if any(isinstance(item, dict | list) for item in items) else type(value)(items)
     return value
 
 
@@ -270,8 +282,13 @@ class TaskRegistry:
         the place of the earlier one (a reloaded module).
 
         :raises DuplicateTask: if the explicit name belongs to another function already
+        :raises InvalidTask: if the name is not one of 1 to 500 printable characters
         """
-        key = name or reference(func)
+        key = reference(func) if name is None else name
+        if not (1 <= len(key) <= MAX_NAME_LENGTH and key.isprintable()):
+            raise InvalidTask(
+                f"expected a task name of 1 to {MAX_NAME_LENGTH} printable characters, got {key[:100]!a}."
+            )
         present = self._tasks.get(key)
         if name and present and reference(present.func) != reference(func):
             raise DuplicateTask(
@@ -386,6 +403,12 @@ def task(
     def decorate(target: F) -> F:
         if not callable(target):
             raise InvalidTask(f"expected a function to decorate with @task, got {target!r}.")
+        if retry is not None and not isinstance(retry, Retry):
+            raise InvalidTask(f"expected retry to be a Retry, such as Retry(max_attempts=5), got {retry!r}.")
+        if max_running_jobs is not None and (type(max_running_jobs) is not int or max_running_jobs < 1):
+            raise InvalidTask(
+                f"expected max_running_jobs to be 1 or more, or None for no limit, got {max_running_jobs!r}."
+            )
         try:
             options = TaskOptions(
                 timeout=_as_timedelta(timeout, "timeout"),
@@ -393,14 +416,15 @@ def task(
                 overlap=Overlap(overlap),
                 on_crash=OnCrash(on_crash),
             )
-        except ValueError as exc:
+            grace_time = _as_timedelta(misfire_grace_time, "misfire_grace_time")
+        except (ValueError, OverflowError) as exc:
             raise InvalidTask(f"expected a known option for @task: {exc}.") from None
         registered = registry.add(target, name=name, options=options)
         return apscheduler.task(
             id=registered.name,
             job_executor=executor,
             max_running_jobs=max_running_jobs,
-            misfire_grace_time=_as_timedelta(misfire_grace_time, "misfire_grace_time"),
+            misfire_grace_time=grace_time,
             metadata=options.to_metadata(),
         )(target)
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 # Lines that no node may ever write, whatever is done to it.
 _ALARMS = re.compile(
     r"Exception in callback|exception was never retrieved|was never awaited|The scheduler crashed"
-    r"|did not stop cleanly|ResourceWarning|Unclosed|Task was destroyed|Traceback"
+    r"|did not stop cleanly|ResourceWarning|Unclosed|Task was destroyed|internal error"
 )
 
 

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from apscheduler import current_job
 from time_machine import escape_hatch, travel
 
 from duetime import Duetime, Retry, Settings, task
+from duetime.errors import StoreUnavailable
 
 
 class Diary:
@@ -129,7 +131,10 @@ async def main() -> None:
     async with duetime:
         scheduler = duetime.scheduler
         for each in (unlimited, alone, once, one, three, unlucky, in_thread):
-            await scheduler.configure_task(each)
+            while True:
+                with suppress(StoreUnavailable):  # the database may be away at that moment, and for longer than a call
+                    await scheduler.configure_task(each)
+                    break
         await duetime._broker.wait_listening()
         diary.write("ready")
         await stop.wait()

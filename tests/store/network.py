@@ -61,8 +61,8 @@ class Network:
             far_reader, far_writer = await self._far_end()
             self._ways.add(far_writer)
             await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        except asyncio.CancelledError:
-            pass  # cut; a server's tasks have nobody to tell
+        except (asyncio.CancelledError, OSError):
+            pass  # cut, or no server at the far end; a server's tasks have nobody to tell
         finally:
             self._tasks.discard(task)
             writer.transport.abort()

@@ -148,11 +148,15 @@ async def test_a_fire_is_skipped_while_the_last_job_of_its_schedule_goes_on(
     assert len(await store.get_jobs()) == 1
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["args = 'no arguments'", "args = '5'", "trigger = ''", """metadata = '{"a": [null]}'"""],
+)
 async def test_an_unreadable_schedule_is_set_aside_and_the_others_are_claimed(
-    store: PostgresDataStore, events: list[Event], connection: asyncpg.Connection
+    store: PostgresDataStore, events: list[Event], connection: asyncpg.Connection, damage: str
 ) -> None:
     await add(store, a_schedule("bad"), a_schedule("good"))
-    await connection.execute("update duetime.schedules set args = 'no arguments' where id = 'bad'")
+    await connection.execute(f"update duetime.schedules set {damage} where id = 'bad'")  # noqa: S608 - a constant
     await all_of(events)
     assert ids(await store.acquire_schedules("one", LEASE, 9)) == ["good"]
     await told(events, "ScheduleDeserializationFailed")

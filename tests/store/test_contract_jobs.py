@@ -171,13 +171,17 @@ async def test_jobs_of_a_full_task_do_not_stand_in_the_way_of_others(store: Post
     assert await store.acquire_jobs("one", LEASE, 2) == []
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["args = 'no arguments'", "args = '5'", "kwargs = '5'", """metadata = '{"a": [null]}'""", "metadata = '[]'"],
+)
 async def test_an_unreadable_job_ends_with_a_reason_and_the_others_are_claimed(
-    store: PostgresDataStore, events: list[Event], connection: asyncpg.Connection
+    store: PostgresDataStore, events: list[Event], connection: asyncpg.Connection, damage: str
 ) -> None:
     bad, good = a_job(result_expiration_time=timedelta(hours=1)), a_job()
     await store.add_job(bad)
     await store.add_job(good)
-    await connection.execute("update duetime.jobs set args = 'no arguments' where id = $1", bad.id)
+    await connection.execute(f"update duetime.jobs set {damage} where id = $1", bad.id)  # noqa: S608 - a constant
     await all_of(events)
     assert ids(await store.get_jobs()) == [good.id]
     assert ids(await store.acquire_jobs("one", LEASE)) == [good.id]

@@ -191,7 +191,8 @@ async def test_one_schedule_is_found_by_its_id(reads: Reads, connection: asyncpg
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "'; drop table x --", "\\", "%", "ü\n"])
 async def test_no_text_of_a_request_makes_a_read_fail(reads: Reads, text: str) -> None:
     assert await reads.schedule(text) is None
-    for filters in ({"task": text}, {"tag": text}, {"search": text}, {"after": text, "task": "none"}):
+    requests: list[dict[str, Any]] = [{"task": text}, {"tag": text}, {"search": text}, {"after": text, "task": "none"}]
+    for filters in requests:
         assert list(await reads.schedules(limit=1, **filters)) == []
     assert list(await reads.fires(limit=1, schedule_id=text)) == []
     assert list(await reads.runs(limit=1, schedule_id=text)) == []

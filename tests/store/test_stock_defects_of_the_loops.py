@@ -351,7 +351,7 @@ async def test_a_change_made_while_a_schedule_is_paused_is_lost_by_the_stock_sch
     async with stock(engine) as theirs, ours:
         for scheduler, function, schema in ((theirs, neighbour, "stock"), (ours, "neighbour", "duetime")):
             trigger = IntervalTrigger(seconds=3600, start_time=ago(-3600))
-            await scheduler.add_schedule(function, trigger, id="s", max_jitter=1)  # type: ignore[arg-type]
+            await scheduler.add_schedule(function, trigger, id="s", max_jitter=1)
             _change_after_each_read(scheduler.data_store, connection, schema)
             await scheduler.pause_schedule("s")
             await scheduler.get_schedule("s")  # for ours, which has not read
@@ -373,7 +373,7 @@ def _change_after_each_read(store: DataStore, connection: asyncpg.Connection, sc
             await connection.execute(f"update {schema}.schedules set max_jitter = interval '2 seconds'")  # noqa: S608
         return found
 
-    store.get_schedules = get_schedules
+    store.get_schedules = get_schedules  # type: ignore[method-assign]
 
 
 # -- what would end the process --------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ async def test_what_is_no_transaction_is_refused_with_what_would_be_one(wrong: A
 async def test_an_engine_and_a_synchronous_session_are_no_transaction(engine: AsyncEngine) -> None:
     for wrong in (engine, AsyncSession(engine).sync_session):
         with pytest.raises(InvalidSettings):
-            async with scheduler_transaction(wrong):  # type: ignore[arg-type]
+            async with scheduler_transaction(wrong):
                 pass
 
 

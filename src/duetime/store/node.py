@@ -35,7 +35,7 @@ from apscheduler import (
 from apscheduler.abc import EventBroker
 
 from ..broker import PostgresEventBroker
-from ..errors import StoreUnavailable
+from ..errors import StoreUnavailable, UnreadableValue
 from ..tasks import AUTO_EXECUTOR, METADATA_PREFIX, OnCrash, Overlap
 from . import rows
 from .adding import Put
@@ -548,9 +548,14 @@ class NodeDataStore(PostgresDataStore):
         """Have the task in memory before the loop asks for it: the loop cannot wait for a database that is away."""
         if task_id not in self._tasks:
             found = await self._loop_fetch("tasks", task_id)
-            # A job of a task that nobody has defined fails with a reason when it is run (promise 4).
-            undefined = Task(id=task_id, func=None, job_executor=AUTO_EXECUTOR)
-            self._tasks[task_id] = rows.task_from(found[0]) if found else undefined
+            # A job of a task that nobody has defined, or that cannot be read, fails when it is run (promise 4).
+            task = Task(id=task_id, func=None, job_executor=AUTO_EXECUTOR)
+            if found:
+                try:
+                    task = rows.task_from(found[0])
+                except UnreadableValue as exc:
+                    self._logger.error("The definition of task %s cannot be used: %s", task_id, exc)
+            self._tasks[task_id] = task
 
     async def _tell_finished(self, finish: Finish) -> None:
         broker = self._event_broker

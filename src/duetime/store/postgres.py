@@ -671,7 +671,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             self._attempts[row["id"]] = row["attempt"]
         readable, unreadable = self._read_jobs(sorted(found, key=lambda row: (row["run_at"], row["id"])))
         for row, exc in unreadable:
-            job = rows.job_from({**row, "args": b"[]", "kwargs": b"{}"}, TypedJSONSerializer())
+            job = rows.job_from({**row, "args": b"[]", "kwargs": b"{}", "metadata": "{}"}, TypedJSONSerializer())
             result = JobResult.from_job(job, JobOutcome.deserialization_failed, exception=exc)
             await self.release_job(scheduler_id, job, result)
             await self._emit([JobDeserializationFailed(job_id=row["id"], exception=exc)])

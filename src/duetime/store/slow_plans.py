@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from apscheduler.abc import Trigger
 from apscheduler.triggers.calendarinterval import CalendarIntervalTrigger
-from apscheduler.triggers.combining import OrTrigger
+from apscheduler.triggers.combining import AndTrigger, OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
@@ -38,6 +38,13 @@ def is_quick(trigger: Trigger) -> bool:
     """Return whether a few hundred steps of the trigger may be made on the event loop."""
     if type(trigger) is OrTrigger:
         return all(is_quick(member) for member in trigger.triggers)
+    return type(trigger) in _QUICK
+
+
+def is_stock(trigger: Trigger) -> bool:
+    """Return whether the trigger and its members are APScheduler's own, and so do nothing but compute."""
+    if type(trigger) in (AndTrigger, OrTrigger):
+        return all(is_stock(member) for member in trigger.triggers)  # type: ignore[attr-defined]
     return type(trigger) in _QUICK
 
 

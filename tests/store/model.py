@@ -1,0 +1,488 @@
+"""A state machine over the data store: nodes that claim, work, crash and come too late, with the clock in its hand.
+
+Each rule is one statement of the store, so a node that crashes between two rules crashes between two statements. After
+each rule the stored rows are held against a small model: the fire times that each schedule has, who has begun which
+job, and what nobody may change any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+from apscheduler import CoalescePolicy, ConflictPolicy, Job, JobOutcome, JobResult, Schedule
+from apscheduler.triggers.interval import IntervalTrigger
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from duetime.errors import ScheduleNotFound
+from duetime.settings import DatabaseUrl
+from duetime.store import PostgresDataStore
+from duetime.store.connections import DirectConnections
+from duetime.tasks import OnCrash, Overlap, Retry, TaskOptions
+
+from .parts import a_job, a_schedule, a_task, result_of
+
+T = TypeVar("T")
+
+T0 = datetime(2027, 1, 1, tzinfo=UTC)
+LEASE = timedelta(seconds=10)
+AHEAD = timedelta(seconds=3)
+NODES = 3
+
+places = st.integers(0, NODES - 1)
+
+TASKS = {
+    "work": (None, TaskOptions(overlap=Overlap.allow)),
+    "alone": (None, TaskOptions(overlap=Overlap.skip)),
+    "once": (None, TaskOptions(overlap=Overlap.allow, on_crash=OnCrash.abandon)),
+    "again": (None, TaskOptions(overlap=Overlap.allow, retry=Retry(max_attempts=3, backoff=2, jitter=0))),
+    "one": (1, TaskOptions(overlap=Overlap.allow)),
+    "two": (2, TaskOptions(overlap=Overlap.allow)),
+}
+LIMITS = {name: limit for name, (limit, _) in TASKS.items() if limit is not None}
+
+# PostgreSQL looks for functions in these schemas in turn, so every statement of the store gets this clock's time.
+CLOCK = """
+    create schema hand;
+    create table hand.clock (at timestamptz not null);
+    insert into hand.clock values ('2027-01-01 00:00+00');
+    create function hand.now() returns timestamptz language sql stable as 'select at from hand.clock';
+    create function hand.clock_timestamp() returns timestamptz language sql volatile as 'select at from hand.clock';
+    alter table duetime.jobs alter run_at set default hand.now(), alter created_at set default hand.now();
+    alter table duetime.fires alter created_at set default hand.now();
+    alter table duetime.schedules alter created_at set default hand.now(), alter updated_at set default hand.now();
+"""
+
+
+class AheadStore(PostgresDataStore):
+    """Claims ahead of time, and the jobs of its fires as they are made, as a running node's store does."""
+
+    def _look_ahead(self) -> timedelta:
+        return AHEAD
+
+    def _claims(self, schedule: Schedule) -> bool:
+        return schedule.task_id not in LIMITS
+
+    def _job_lease(self) -> timedelta:
+        return LEASE
+
+
+class World:
+    """The database, its clock, and the event loop in which the machine's steps run."""
+
+    def __init__(self, url: DatabaseUrl, runner: asyncio.Runner) -> None:
+        self.url = url
+        self._runner = runner
+        self.connections = DirectConnections(url, size=1)
+        self.connection: asyncpg.Connection = self.run(asyncpg.connect(**url.asyncpg_arguments()))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+    def rows(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        found: list[asyncpg.Record] = self.run(self.connection.fetch(query, *arguments))
+        return found
+
+    def begin(self) -> None:
+        """Forget everything, and go back to the beginning of time."""
+        self.run(
+            self.connection.execute(
+                "truncate duetime.tasks, duetime.schedules, duetime.jobs, duetime.fires, duetime.runs, "
+                "duetime.job_results; update hand.clock set at = '2027-01-01 00:00+00'"
+            )
+        )
+
+    def close(self) -> None:
+        self.run(self.connections.close())
+        self.run(self.connection.close())
+
+
+@dataclass
+class Definition:
+    """What the model knows of a schedule: when it fires, and what was in the ledger before."""
+
+    task: str
+    times: tuple[datetime, ...]
+    before: set[datetime] = field(default_factory=set)
+
+
+@dataclass
+class Held:
+    """A job that a node has claimed."""
+
+    job: Job
+    until: datetime
+    has_begun: bool = False
+
+
+@dataclass(eq=False)
+class Node:
+    """One start of a process: its store, and what it believes to be its own."""
+
+    identity: str
+    store: AheadStore
+    schedules: list[Schedule] = field(default_factory=list)
+    jobs: dict[UUID, Held] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return self.identity
+
+
+class Nodes(RuleBasedStateMachine):
+    """Any number of nodes on one store, in any order of steps."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = T0
+        self.nodes: list[Node] = []
+        self.starts = 0
+        self.names = 0
+        self.definitions: dict[str, Definition] = {}
+        self.begun: Counter[UUID] = Counter()
+        self.task_of: dict[UUID, str] = {}
+        self.world.begin()
+
+    # -- steps of the world ------------------------------------------------------------------------------------------
+
+    @initialize()
+    def start_nodes(self) -> None:
+        self.nodes = [self._new_node() for _ in range(NODES)]
+        for name, (limit, options) in TASKS.items():
+            task = a_task(name, max_running_jobs=limit, metadata=options.to_metadata())
+            self.world.run(self.nodes[0].store.add_task(task))
+
+    def _new_node(self) -> Node:
+        self.starts += 1
+        store = AheadStore("postgresql://", connections=self.world.connections)
+        return Node(f"node {self.starts}", store)
+
+    @rule(place=places)
+    def crash(self, place: int) -> None:
+        """What it had claimed stays claimed until the lease ends, under a name that nobody has any more."""
+        self.nodes[place] = self._new_node()
+
+    @rule(seconds=st.integers(1, 15))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.world.run(self.world.connection.execute("update hand.clock set at = $1", self.now))
+
+    # -- steps of users ----------------------------------------------------------------------------------------------
+
+    @rule(
+        place=places,
+        task=st.sampled_from(sorted(TASKS)),
+        start=st.integers(-10, 10),
+        step=st.integers(1, 6),
+        count=st.integers(1, 8),
+        coalesce=st.sampled_from(CoalescePolicy),
+    )
+    def add_schedule(self, place: int, task: str, start: int, step: int, count: int, coalesce: CoalescePolicy) -> None:
+        node = self.nodes[place]
+        self.names += 1
+        self._put(node, f"s{self.names}", task, start, step, count, coalesce, ConflictPolicy.exception)
+
+    @precondition(lambda self: self.definitions)
+    @rule(
+        place=places,
+        data=st.data(),
+        task=st.sampled_from(sorted(TASKS)),
+        start=st.integers(-10, 10),
+        step=st.integers(1, 6),
+        count=st.integers(1, 8),
+        coalesce=st.sampled_from(CoalescePolicy),
+    )
+    def replace_schedule(
+        self, place: int, data: st.DataObject, task: str, start: int, step: int, count: int, coalesce: CoalescePolicy
+    ) -> None:
+        node = self.nodes[place]
+        self._put(node, self._any(data), task, start, step, count, coalesce, ConflictPolicy.replace)
+        self._forget_taken_back()
+
+    def _put(
+        self,
+        node: Node,
+        name: str,
+        task: str,
+        start: int,
+        step: int,
+        count: int,
+        coalesce: CoalescePolicy,
+        policy: ConflictPolicy,
+    ) -> None:
+        first = self.now + timedelta(seconds=start)
+        times = tuple(first + n * timedelta(seconds=step) for n in range(count))
+        trigger = IntervalTrigger(seconds=step, start_time=first, end_time=times[-1])
+        schedule = a_schedule(name, trigger, task_id=task, coalesce=coalesce, metadata=TASKS[task][1].to_metadata())
+        self.world.run(node.store.add_schedule(schedule, policy))
+        self.definitions[name] = Definition(task, times, self._fired(name))
+
+    def _any(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.definitions)))
+
+    @precondition(lambda self: self.definitions)
+    @rule(place=places, data=st.data())
+    def remove_schedule(self, place: int, data: st.DataObject) -> None:
+        node = self.nodes[place]
+        name = self._any(data)
+        self.world.run(node.store.remove_schedules([name]))
+        del self.definitions[name]
+        self._forget_taken_back()
+
+    @precondition(lambda self: self.definitions)
+    @rule(place=places, data=st.data())
+    def pause_schedule(self, place: int, data: st.DataObject) -> None:
+        node = self.nodes[place]
+        self._if_stored(node.store.pause_schedule(self._any(data)))
+        self._forget_taken_back()
+
+    @precondition(lambda self: self.definitions)
+    @rule(place=places, data=st.data())
+    def resume_schedule(self, place: int, data: st.DataObject) -> None:
+        node = self.nodes[place]
+        self._if_stored(node.store.resume_schedule(self._any(data)))
+
+    def _if_stored(self, work: Coroutine[Any, Any, None]) -> None:
+        """A finished schedule may have been cleaned up."""
+        with suppress(ScheduleNotFound):
+            self.world.run(work)
+
+    @rule(place=places, task=st.sampled_from(sorted(TASKS)))
+    def add_job(self, place: int, task: str) -> None:
+        node = self.nodes[place]
+        self.world.run(node.store.add_job(a_job(task, metadata=TASKS[task][1].to_metadata())))
+
+    # -- steps of a node's loops -------------------------------------------------------------------------------------
+
+    @rule(place=places, limit=st.integers(1, 5))
+    def claim_schedules(self, place: int, limit: int) -> None:
+        """A second claim before the release of the first gives back what the first one had, as long as it is held."""
+        node = self.nodes[place]
+        node.schedules = self.world.run(node.store.acquire_schedules(node.identity, LEASE, limit))
+
+    @rule(place=places)
+    def renew_claims_of_schedules(self, place: int) -> None:
+        node = self.nodes[place]
+        held = {schedule.id for schedule in node.schedules}
+        self.world.run(node.store.extend_acquired_schedule_leases(node.identity, held, LEASE))
+
+    @rule(place=places)
+    def release_schedules(self, place: int) -> None:
+        """However late: what is no longer the node's is left alone, which the invariants see."""
+        node = self.nodes[place]
+        claimed, node.schedules = node.schedules, []
+        theirs = self._theirs({schedule.id for schedule in claimed}, node)
+        before = self._state_of(theirs)
+        for schedule in claimed:
+            self.world.run(node.store.add_job(a_job(schedule.task_id, schedule_id=schedule.id)))
+        self.world.run(node.store.release_schedules(node.identity, [result_of(each) for each in claimed]))
+        assert self._state_of(theirs) == before, "a release changed a schedule that was no longer its own"
+        self._hold(
+            node,
+            self.world.rows(
+                "select id, acquired_until, attempt from duetime.jobs where acquired_by = $1", node.identity
+            ),
+        )
+
+    def _theirs(self, names: set[str], node: Node) -> list[str]:
+        found = self.world.rows(
+            "select id from duetime.schedules where id = any($1) and acquired_by is distinct from $2",
+            list(names),
+            node.identity,
+        )
+        return [row["id"] for row in found]
+
+    def _state_of(self, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        found = self.world.rows(
+            "select s.*, (select count(*) from duetime.fires f where f.schedule_id = s.id) as fires, "
+            "(select count(*) from duetime.jobs j where j.schedule_id = s.id) as jobs "
+            "from duetime.schedules s where id = any($1) order by id",
+            list(names),
+        )
+        return [tuple(row) for row in found]
+
+    def _hold(self, node: Node, claimed: Sequence[asyncpg.Record]) -> None:
+        new = {row["id"]: row for row in claimed if row["id"] not in node.jobs}
+        for job in self.world.run(node.store.get_jobs(list(new))):
+            node.store._attempts[job.id] = new[job.id]["attempt"]
+            node.jobs[job.id] = Held(job, new[job.id]["acquired_until"])
+            self.task_of[job.id] = job.task_id
+
+    @rule(place=places, limit=st.integers(1, 5))
+    def claim_jobs(self, place: int, limit: int) -> None:
+        node = self.nodes[place]
+        found, _ = self.world.run(node.store._claim(node.identity, LEASE, limit, AHEAD))
+        assert len(found) <= limit
+        for job, row in found:
+            assert row["run_at"] <= self.now + (timedelta(0) if job.task_id in LIMITS else AHEAD)
+            node.jobs[job.id] = Held(job, row["acquired_until"])
+            self.task_of[job.id] = job.task_id
+
+    @rule(place=places)
+    def renew_claims_of_jobs(self, place: int) -> None:
+        """The heartbeat; what is not renewed is dropped, if it has not begun."""
+        node = self.nodes[place]
+        found = self.world.run(
+            node.store.database.fetch("extend_jobs", node.identity, list(node.jobs), LEASE, deadline=None)
+        )
+        kept = {row["id"] for row in found}
+        for job_id, held in list(node.jobs.items()):
+            if job_id in kept:
+                held.until = self.now + LEASE
+            elif not held.has_begun:
+                del node.jobs[job_id]
+
+    @rule(place=places)
+    def begin_jobs(self, place: int) -> None:
+        """Start what is due and still leased, as far as the node knows."""
+        node = self.nodes[place]
+        for held in node.jobs.values():
+            due = held.job.scheduled_fire_time
+            if not held.has_begun and held.until > self.now and (due is None or due <= self.now):
+                held.has_begun = True
+                self.begun[held.job.id] += 1
+
+    @rule(place=places, outcome=st.sampled_from([JobOutcome.success, JobOutcome.success, JobOutcome.error]))
+    def end_a_job(self, place: int, outcome: JobOutcome) -> None:
+        """However late: the end of an attempt that another node has taken over is not recorded."""
+        node = self.nodes[place]
+        held = next((each for each in node.jobs.values() if each.has_begun), None)
+        if held is None:
+            return
+        job = held.job
+        before = self.world.rows("select * from duetime.jobs where id = $1", job.id)
+        is_ours = bool(before) and before[0]["acquired_by"] == node.identity
+        fires = self.world.rows("select * from duetime.fires where job_id = $1", job.id)
+        error = RuntimeError("not today") if outcome is JobOutcome.error else None
+        result = JobResult.from_job(job, outcome, exception=error)
+        self.world.run(node.store.release_job(node.identity, job, result))
+        del node.jobs[job.id]
+        after = self.world.rows("select * from duetime.jobs where id = $1", job.id)
+        if not is_ours:
+            assert before == after, "an attempt was ended that was no longer the node's"
+            assert self.world.rows("select * from duetime.fires where job_id = $1", job.id) == fires
+
+    @rule(place=places)
+    def reap(self, place: int) -> None:
+        node = self.nodes[place]
+        self.world.run(node.store._reap(None, default="retry"))
+
+    @rule(place=places)
+    def clean_up(self, place: int) -> None:
+        node = self.nodes[place]
+        self.world.run(node.store.cleanup())
+
+    @rule(place=places)
+    def leave(self, place: int) -> None:
+        """A node that stops gives back what has not begun."""
+        node = self.nodes[place]
+        begun = [held.job.id for held in node.jobs.values() if held.has_begun]
+        self.world.run(node.store.database.fetch("leave", node.identity, begun, "", "", deadline=None))
+        node.schedules = []
+        node.store._holds.clear()
+        node.jobs = {job_id: held for job_id, held in node.jobs.items() if held.has_begun}
+
+    def _forget_taken_back(self) -> None:
+        """The node that is asked, and the others as soon as they hear of it, drop jobs that were taken back."""
+        kept = {row["id"] for row in self.world.rows("select id from duetime.jobs")}
+        for other in self.nodes:
+            other.jobs = {job_id: held for job_id, held in other.jobs.items() if job_id in kept or held.has_begun}
+
+    # -- what always holds -------------------------------------------------------------------------------------------
+
+    def _fired(self, name: str) -> set[datetime]:
+        return {
+            row["fire_time"]
+            for row in self.world.rows("select fire_time from duetime.fires where schedule_id = $1", name)
+        }
+
+    def _running(self) -> dict[str, int]:
+        found = self.world.rows(
+            "select task_id, count(*)::int as running from duetime.jobs where acquired_until >= $1 group by task_id",
+            self.now,
+        )
+        return {row["task_id"]: row["running"] for row in found}
+
+    @invariant()
+    def every_fire_before_the_next_one_is_in_the_ledger_once_and_no_other_is(self) -> None:
+        stored = {row["id"]: row for row in self.world.rows("select * from duetime.schedules")}
+        for name, definition in self.definitions.items():
+            following = stored[name]["next_fire_time"] if name in stored else None
+            expected = {time for time in definition.times if following is None or time < following}
+            assert self._fired(name) == definition.before | expected, f"{name} is next due at {following}"
+            assert all(time <= self.now + AHEAD for time in expected), f"{name} fired before its time"
+            if name in stored:
+                assert stored[name]["broken_reason"] is None
+
+    @invariant()
+    def a_fire_is_pending_exactly_while_its_one_job_is_there(self) -> None:
+        wrong = self.world.rows(
+            "select f.schedule_id, f.fire_time, f.state, j.id from duetime.fires f "
+            "full join (select * from duetime.jobs where schedule_id is not null) j "
+            "on j.id = f.job_id and j.schedule_id = f.schedule_id and j.fire_time = f.fire_time "
+            "where (f.state = 'pending') is distinct from (j.id is not null)"
+        )
+        assert not wrong
+
+    @invariant()
+    def no_task_runs_more_jobs_than_it_may(self) -> None:
+        running = self._running()
+        assert all(running.get(task, 0) <= limit for task, limit in LIMITS.items()), running
+
+    @invariant()
+    def a_job_that_may_run_once_has_begun_at_most_once(self) -> None:
+        assert all(times <= 1 for job, times in self.begun.items() if self.task_of[job] == "once")
+
+    def teardown(self) -> None:
+        """Let one node come after all the others have gone: it ends everything, and no counter stays behind."""
+        try:
+            self._end_everything()
+        finally:
+            super().teardown()
+
+    def _end_everything(self) -> None:
+        last, place = self._new_node(), len(self.nodes)
+        self.nodes.append(last)
+        for name in self.definitions:
+            self._if_stored(last.store.resume_schedule(name))
+        for _ in range(200):
+            self.time_passes(11)  # leases end
+            self.reap(place)
+            self.claim_schedules(place, 1000)
+            self.release_schedules(place)
+            self.claim_jobs(place, 1000)
+            self.renew_claims_of_jobs(place)
+            self.begin_jobs(place)
+            while any(held.has_begun for held in last.jobs.values()):
+                self.end_a_job(place, JobOutcome.success)
+            [left] = self.world.rows(
+                "select (select count(*) from duetime.jobs) + "
+                "(select count(*) from duetime.schedules where next_fire_time is not null) as work"
+            )
+            if not left["work"]:
+                break
+        else:
+            raise AssertionError("expected the last node to come to an end")
+        for check in (
+            self.every_fire_before_the_next_one_is_in_the_ledger_once_and_no_other_is,
+            self.a_fire_is_pending_exactly_while_its_one_job_is_there,
+            self.a_job_that_may_run_once_has_begun_at_most_once,
+        ):
+            check()
+        assert self._running() == {}
+        assert self.world.rows("select id from duetime.schedules where acquired_by is not null") == []
+        ran = self.world.rows("select job_id from duetime.fires where state = 'succeeded'")
+        assert all(self.begun[row["job_id"]] for row in ran), "a fire succeeded that nobody has begun"
+        allowed = {"alone": {"skipped"}, "once": {"abandoned"}, "again": {"failed"}}
+        for row in self.world.rows("select task_id, state, reason from duetime.fires"):
+            states = {"succeeded", "coalesced", "failed"} | allowed.get(row["task_id"], set())
+            assert row["state"] in states, dict(row)
