@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 STOP_MARGIN = 0.8
 """Seconds after the drain time within which a node has stopped."""
 
-_LAST_WORDS = 0.6
+_LAST_WORDS = 0.45
 """Seconds after the drain time within which the last statements are made."""
 
 

@@ -56,7 +56,7 @@ async def own_server(directory: Path) -> AsyncIterator[tuple[DatabaseUrl, Restar
         note = PidFile.read(directory / "postgres")
         assert note is not None
         with suppress(ProcessLookupError):
-            os.kill(note.pid, random.choice([signal.SIGKILL, signal.SIGQUIT]))
+            os.kill(note.pid, signal.SIGKILL)
         await eventually(lambda: answers(url), within=60)
 
     try:

@@ -39,6 +39,15 @@ NODES = 3
 
 places = st.integers(0, NODES - 1)
 
+STEPS = [
+    *["claim_schedules 1", "claim_schedules 3", "release_schedules", "release_schedules", "fire", "fire"],
+    *["claim_jobs 1", "claim_jobs 4", "begin_jobs", "begin_jobs", "run", "run"],
+    *["end_a_job", "end_a_job", "end_a_job 1"],
+    *["renew_claims_of_jobs", "renew_claims_of_schedules", "reap", "clean_up", "leave", "crash"],
+    *["pass 1", "pass 2", "pass 6", "pass 11"],
+]
+"""What a node does next, as often as it is to be drawn; time passes by seconds, 11 of which end a lease."""
+
 TASKS = {
     "work": (None, TaskOptions(overlap=Overlap.allow)),
     "alone": (None, TaskOptions(overlap=Overlap.skip)),
@@ -105,11 +114,31 @@ class World:
         self.run(self.connection.close())
 
 
+@dataclass(frozen=True)
+class Wish:
+    """A schedule that somebody wants: every ``step`` seconds, ``start`` seconds from now, so many times."""
+
+    task: str
+    start: int
+    step: int
+    count: int
+    coalesce: CoalescePolicy
+
+
+wishes = st.builds(
+    Wish,
+    task=st.sampled_from(sorted(TASKS)),
+    start=st.integers(-10, 10),
+    step=st.integers(1, 6),
+    count=st.integers(1, 8),
+    coalesce=st.sampled_from(CoalescePolicy),
+)
+
+
 @dataclass
 class Definition:
     """What the model knows of a schedule: when it fires, and what was in the ledger before."""
 
-    task: str
     times: tuple[datetime, ...]
     before: set[datetime] = field(default_factory=set)
 
@@ -154,131 +183,106 @@ class Nodes(RuleBasedStateMachine):
 
     # -- steps of the world ------------------------------------------------------------------------------------------
 
-    @initialize()
-    def start_nodes(self) -> None:
+    @initialize(wishes=st.lists(wishes, min_size=2, max_size=5))
+    def start_nodes(self, wishes: list[Wish]) -> None:
         self.nodes = [self._new_node() for _ in range(NODES)]
         for name, (limit, options) in TASKS.items():
             task = a_task(name, max_running_jobs=limit, metadata=options.to_metadata())
             self.world.run(self.nodes[0].store.add_task(task))
+        self.add_schedules(0, wishes)
 
     def _new_node(self) -> Node:
         self.starts += 1
         store = AheadStore("postgresql://", connections=self.world.connections)
         return Node(f"node {self.starts}", store)
 
-    @rule(place=places)
-    def crash(self, place: int) -> None:
-        """What it had claimed stays claimed until the lease ends, under a name that nobody has any more."""
-        self.nodes[place] = self._new_node()
-
-    @rule(seconds=st.integers(1, 15))
-    def time_passes(self, seconds: int) -> None:
+    def _let_pass(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
         self.world.run(self.world.connection.execute("update hand.clock set at = $1", self.now))
 
     # -- steps of users ----------------------------------------------------------------------------------------------
 
-    @rule(
-        place=places,
-        task=st.sampled_from(sorted(TASKS)),
-        start=st.integers(-10, 10),
-        step=st.integers(1, 6),
-        count=st.integers(1, 8),
-        coalesce=st.sampled_from(CoalescePolicy),
-    )
-    def add_schedule(self, place: int, task: str, start: int, step: int, count: int, coalesce: CoalescePolicy) -> None:
-        node = self.nodes[place]
-        self.names += 1
-        self._put(node, f"s{self.names}", task, start, step, count, coalesce, ConflictPolicy.exception)
+    @rule(place=places, wishes=st.lists(wishes, min_size=1, max_size=4))
+    def add_schedules(self, place: int, wishes: list[Wish]) -> None:
+        for wish in wishes:
+            self.names += 1
+            self._put(self.nodes[place], f"s{self.names}", wish, ConflictPolicy.exception)
+
+    @rule(place=places, task=st.sampled_from(sorted(TASKS)), count=st.integers(1, 4))
+    def add_jobs(self, place: int, task: str, count: int) -> None:
+        for _ in range(count):
+            self.world.run(self.nodes[place].store.add_job(a_job(task, metadata=TASKS[task][1].to_metadata())))
 
     @precondition(lambda self: self.definitions)
-    @rule(
-        place=places,
-        data=st.data(),
-        task=st.sampled_from(sorted(TASKS)),
-        start=st.integers(-10, 10),
-        step=st.integers(1, 6),
-        count=st.integers(1, 8),
-        coalesce=st.sampled_from(CoalescePolicy),
-    )
-    def replace_schedule(
-        self, place: int, data: st.DataObject, task: str, start: int, step: int, count: int, coalesce: CoalescePolicy
-    ) -> None:
-        node = self.nodes[place]
-        self._put(node, self._any(data), task, start, step, count, coalesce, ConflictPolicy.replace)
+    @rule(place=places, number=st.integers(0, 99), change=st.sampled_from(["pause", "pause", "resume", "remove"]))
+    def change_a_schedule(self, place: int, number: int, change: str) -> None:
+        store, name = self.nodes[place].store, self._any(number)
+        if change == "remove":
+            self.world.run(store.remove_schedules([name]))
+            del self.definitions[name]
+        else:
+            self._if_stored(store.pause_schedule(name) if change == "pause" else store.resume_schedule(name))
         self._forget_taken_back()
 
-    def _put(
-        self,
-        node: Node,
-        name: str,
-        task: str,
-        start: int,
-        step: int,
-        count: int,
-        coalesce: CoalescePolicy,
-        policy: ConflictPolicy,
-    ) -> None:
-        first = self.now + timedelta(seconds=start)
-        times = tuple(first + n * timedelta(seconds=step) for n in range(count))
-        trigger = IntervalTrigger(seconds=step, start_time=first, end_time=times[-1])
-        schedule = a_schedule(name, trigger, task_id=task, coalesce=coalesce, metadata=TASKS[task][1].to_metadata())
+    @precondition(lambda self: self.definitions)
+    @rule(place=places, number=st.integers(0, 99), wish=wishes)
+    def replace_a_schedule(self, place: int, number: int, wish: Wish) -> None:
+        self._put(self.nodes[place], self._any(number), wish, ConflictPolicy.replace)
+        self._forget_taken_back()
+
+    def _any(self, number: int) -> str:
+        return sorted(self.definitions)[number % len(self.definitions)]
+
+    def _put(self, node: Node, name: str, wish: Wish, policy: ConflictPolicy) -> None:
+        first = self.now + timedelta(seconds=wish.start)
+        times = tuple(first + n * timedelta(seconds=wish.step) for n in range(wish.count))
+        trigger = IntervalTrigger(seconds=wish.step, start_time=first, end_time=times[-1])
+        metadata = TASKS[wish.task][1].to_metadata()
+        schedule = a_schedule(name, trigger, task_id=wish.task, coalesce=wish.coalesce, metadata=metadata)
         self.world.run(node.store.add_schedule(schedule, policy))
-        self.definitions[name] = Definition(task, times, self._fired(name))
-
-    def _any(self, data: st.DataObject) -> str:
-        return data.draw(st.sampled_from(sorted(self.definitions)))
-
-    @precondition(lambda self: self.definitions)
-    @rule(place=places, data=st.data())
-    def remove_schedule(self, place: int, data: st.DataObject) -> None:
-        node = self.nodes[place]
-        name = self._any(data)
-        self.world.run(node.store.remove_schedules([name]))
-        del self.definitions[name]
-        self._forget_taken_back()
-
-    @precondition(lambda self: self.definitions)
-    @rule(place=places, data=st.data())
-    def pause_schedule(self, place: int, data: st.DataObject) -> None:
-        node = self.nodes[place]
-        self._if_stored(node.store.pause_schedule(self._any(data)))
-        self._forget_taken_back()
-
-    @precondition(lambda self: self.definitions)
-    @rule(place=places, data=st.data())
-    def resume_schedule(self, place: int, data: st.DataObject) -> None:
-        node = self.nodes[place]
-        self._if_stored(node.store.resume_schedule(self._any(data)))
+        self.definitions[name] = Definition(times, self._fired(name))
 
     def _if_stored(self, work: Coroutine[Any, Any, None]) -> None:
         """A finished schedule may have been cleaned up."""
         with suppress(ScheduleNotFound):
             self.world.run(work)
 
-    @rule(place=places, task=st.sampled_from(sorted(TASKS)))
-    def add_job(self, place: int, task: str) -> None:
-        node = self.nodes[place]
-        self.world.run(node.store.add_job(a_job(task, metadata=TASKS[task][1].to_metadata())))
-
     # -- steps of a node's loops -------------------------------------------------------------------------------------
 
-    @rule(place=places, limit=st.integers(1, 5))
-    def claim_schedules(self, place: int, limit: int) -> None:
+    @rule(steps=st.lists(st.tuples(places, st.sampled_from(STEPS)), min_size=8, max_size=25))
+    def nodes_go_on(self, steps: list[tuple[int, str]]) -> None:
+        """Several steps, by any of the nodes, in any order."""
+        for place, step in steps:
+            name, _, argument = step.partition(" ")
+            if name == "pass":
+                self._let_pass(int(argument))
+            elif name == "crash":
+                # What it had claimed stays claimed until the lease ends, under a name that nobody has any more.
+                self.nodes[place] = self._new_node()
+            else:
+                getattr(self, name)(self.nodes[place], *([int(argument)] if argument else []))
+            self.check()
+
+    def fire(self, node: Node) -> None:
+        """Claim and release, with nothing in between."""
+        self.claim_schedules(node, 5)
+        self.release_schedules(node)
+
+    def run(self, node: Node) -> None:
+        """Claim and begin, with nothing in between."""
+        self.claim_jobs(node, 5)
+        self.begin_jobs(node)
+
+    def claim_schedules(self, node: Node, limit: int) -> None:
         """A second claim before the release of the first gives back what the first one had, as long as it is held."""
-        node = self.nodes[place]
         node.schedules = self.world.run(node.store.acquire_schedules(node.identity, LEASE, limit))
 
-    @rule(place=places)
-    def renew_claims_of_schedules(self, place: int) -> None:
-        node = self.nodes[place]
+    def renew_claims_of_schedules(self, node: Node) -> None:
         held = {schedule.id for schedule in node.schedules}
         self.world.run(node.store.extend_acquired_schedule_leases(node.identity, held, LEASE))
 
-    @rule(place=places)
-    def release_schedules(self, place: int) -> None:
+    def release_schedules(self, node: Node) -> None:
         """However late: what is no longer the node's is left alone, which the invariants see."""
-        node = self.nodes[place]
         claimed, node.schedules = node.schedules, []
         theirs = self._theirs({schedule.id for schedule in claimed}, node)
         before = self._state_of(theirs)
@@ -317,9 +321,7 @@ class Nodes(RuleBasedStateMachine):
             node.jobs[job.id] = Held(job, new[job.id]["acquired_until"])
             self.task_of[job.id] = job.task_id
 
-    @rule(place=places, limit=st.integers(1, 5))
-    def claim_jobs(self, place: int, limit: int) -> None:
-        node = self.nodes[place]
+    def claim_jobs(self, node: Node, limit: int) -> None:
         found, _ = self.world.run(node.store._claim(node.identity, LEASE, limit, AHEAD))
         assert len(found) <= limit
         for job, row in found:
@@ -327,10 +329,8 @@ class Nodes(RuleBasedStateMachine):
             node.jobs[job.id] = Held(job, row["acquired_until"])
             self.task_of[job.id] = job.task_id
 
-    @rule(place=places)
-    def renew_claims_of_jobs(self, place: int) -> None:
+    def renew_claims_of_jobs(self, node: Node) -> None:
         """The heartbeat; what is not renewed is dropped, if it has not begun."""
-        node = self.nodes[place]
         found = self.world.run(
             node.store.database.fetch("extend_jobs", node.identity, list(node.jobs), LEASE, deadline=None)
         )
@@ -341,20 +341,16 @@ class Nodes(RuleBasedStateMachine):
             elif not held.has_begun:
                 del node.jobs[job_id]
 
-    @rule(place=places)
-    def begin_jobs(self, place: int) -> None:
+    def begin_jobs(self, node: Node) -> None:
         """Start what is due and still leased, as far as the node knows."""
-        node = self.nodes[place]
         for held in node.jobs.values():
             due = held.job.scheduled_fire_time
             if not held.has_begun and held.until > self.now and (due is None or due <= self.now):
                 held.has_begun = True
                 self.begun[held.job.id] += 1
 
-    @rule(place=places, outcome=st.sampled_from([JobOutcome.success, JobOutcome.success, JobOutcome.error]))
-    def end_a_job(self, place: int, outcome: JobOutcome) -> None:
+    def end_a_job(self, node: Node, fails: int = 0) -> None:
         """However late: the end of an attempt that another node has taken over is not recorded."""
-        node = self.nodes[place]
         held = next((each for each in node.jobs.values() if each.has_begun), None)
         if held is None:
             return
@@ -362,7 +358,7 @@ class Nodes(RuleBasedStateMachine):
         before = self.world.rows("select * from duetime.jobs where id = $1", job.id)
         is_ours = bool(before) and before[0]["acquired_by"] == node.identity
         fires = self.world.rows("select * from duetime.fires where job_id = $1", job.id)
-        error = RuntimeError("not today") if outcome is JobOutcome.error else None
+        outcome, error = (JobOutcome.error, RuntimeError("not today")) if fails else (JobOutcome.success, None)
         result = JobResult.from_job(job, outcome, exception=error)
         self.world.run(node.store.release_job(node.identity, job, result))
         del node.jobs[job.id]
@@ -371,20 +367,14 @@ class Nodes(RuleBasedStateMachine):
             assert before == after, "an attempt was ended that was no longer the node's"
             assert self.world.rows("select * from duetime.fires where job_id = $1", job.id) == fires
 
-    @rule(place=places)
-    def reap(self, place: int) -> None:
-        node = self.nodes[place]
+    def reap(self, node: Node) -> None:
         self.world.run(node.store._reap(None, default="retry"))
 
-    @rule(place=places)
-    def clean_up(self, place: int) -> None:
-        node = self.nodes[place]
+    def clean_up(self, node: Node) -> None:
         self.world.run(node.store.cleanup())
 
-    @rule(place=places)
-    def leave(self, place: int) -> None:
+    def leave(self, node: Node) -> None:
         """A node that stops gives back what has not begun."""
-        node = self.nodes[place]
         begun = [held.job.id for held in node.jobs.values() if held.has_begun]
         self.world.run(node.store.database.fetch("leave", node.identity, begun, "", "", deadline=None))
         node.schedules = []
@@ -399,6 +389,13 @@ class Nodes(RuleBasedStateMachine):
 
     # -- what always holds -------------------------------------------------------------------------------------------
 
+    @invariant()
+    def check(self) -> None:
+        self.every_fire_before_the_next_one_is_in_the_ledger_once_and_no_other_is()
+        self.a_fire_is_pending_exactly_while_its_one_job_is_there()
+        self.no_task_runs_more_jobs_than_it_may()
+        self.a_job_that_may_run_once_has_begun_at_most_once()
+
     def _fired(self, name: str) -> set[datetime]:
         return {
             row["fire_time"]
@@ -412,7 +409,6 @@ class Nodes(RuleBasedStateMachine):
         )
         return {row["task_id"]: row["running"] for row in found}
 
-    @invariant()
     def every_fire_before_the_next_one_is_in_the_ledger_once_and_no_other_is(self) -> None:
         stored = {row["id"]: row for row in self.world.rows("select * from duetime.schedules")}
         for name, definition in self.definitions.items():
@@ -423,7 +419,6 @@ class Nodes(RuleBasedStateMachine):
             if name in stored:
                 assert stored[name]["broken_reason"] is None
 
-    @invariant()
     def a_fire_is_pending_exactly_while_its_one_job_is_there(self) -> None:
         wrong = self.world.rows(
             "select f.schedule_id, f.fire_time, f.state, j.id from duetime.fires f "
@@ -433,12 +428,10 @@ class Nodes(RuleBasedStateMachine):
         )
         assert not wrong
 
-    @invariant()
     def no_task_runs_more_jobs_than_it_may(self) -> None:
         running = self._running()
         assert all(running.get(task, 0) <= limit for task, limit in LIMITS.items()), running
 
-    @invariant()
     def a_job_that_may_run_once_has_begun_at_most_once(self) -> None:
         assert all(times <= 1 for job, times in self.begun.items() if self.task_of[job] == "once")
 
@@ -450,20 +443,19 @@ class Nodes(RuleBasedStateMachine):
             super().teardown()
 
     def _end_everything(self) -> None:
-        last, place = self._new_node(), len(self.nodes)
-        self.nodes.append(last)
+        last = self._new_node()
         for name in self.definitions:
             self._if_stored(last.store.resume_schedule(name))
         for _ in range(200):
-            self.time_passes(11)  # leases end
-            self.reap(place)
-            self.claim_schedules(place, 1000)
-            self.release_schedules(place)
-            self.claim_jobs(place, 1000)
-            self.renew_claims_of_jobs(place)
-            self.begin_jobs(place)
+            self._let_pass(11)  # leases end
+            self.reap(last)
+            self.claim_schedules(last, 1000)
+            self.release_schedules(last)
+            self.claim_jobs(last, 1000)
+            self.renew_claims_of_jobs(last)
+            self.begin_jobs(last)
             while any(held.has_begun for held in last.jobs.values()):
-                self.end_a_job(place, JobOutcome.success)
+                self.end_a_job(last)
             [left] = self.world.rows(
                 "select (select count(*) from duetime.jobs) + "
                 "(select count(*) from duetime.schedules where next_fire_time is not null) as work"
@@ -472,12 +464,7 @@ class Nodes(RuleBasedStateMachine):
                 break
         else:
             raise AssertionError("expected the last node to come to an end")
-        for check in (
-            self.every_fire_before_the_next_one_is_in_the_ledger_once_and_no_other_is,
-            self.a_fire_is_pending_exactly_while_its_one_job_is_there,
-            self.a_job_that_may_run_once_has_begun_at_most_once,
-        ):
-            check()
+        self.check()
         assert self._running() == {}
         assert self.world.rows("select id from duetime.schedules where acquired_by is not null") == []
         ran = self.world.rows("select job_id from duetime.fires where state = 'succeeded'")

@@ -242,6 +242,20 @@ async def resumed(store: PostgresDataStore) -> None:
 Edit = Callable[[PostgresDataStore], Awaitable[None]]
 
 
+async def test_a_release_of_a_former_definition_changes_nothing_under_a_later_claim_of_the_same_scheduler(
+    database: DatabaseUrl, store: PostgresDataStore, connection: asyncpg.Connection
+) -> None:
+    await add(store, a_schedule("s", every(60, ago(1)), args=("old",)))
+    [claimed] = await store.acquire_schedules("one", LEASE, 9)
+    await store.add_job(a_job(schedule_id="s"))
+    async with a_store(database) as other:
+        await other.add_schedule(a_schedule("s", every(60, ago(2)), args=("new",)), ConflictPolicy.replace)
+        assert ids(await other.acquire_schedules("one", LEASE, 9)) == ["s"]
+        await store.release_schedules("one", [result_of(claimed)])
+        assert await connection.fetchval("select count(*) from duetime.fires") == 0
+        assert await connection.fetchval("select acquired_by from duetime.schedules") == "one", "the later claim stands"
+
+
 @pytest.mark.parametrize("edit", [replaced, paused, removed, removed_and_added, resumed])
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["on this node", "on another node"])
 async def test_what_was_edited_between_claim_and_release_does_not_fire_as_it_was(

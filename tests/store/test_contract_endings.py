@@ -80,6 +80,7 @@ async def test_a_job_whose_result_nobody_wants_leaves_a_run_and_no_result(
     await store.release_job("one", job, JobResult.from_job(job, JobOutcome.success, return_value=1))
     assert await store.get_job_result(job.id) is None
     assert await connection.fetchval("select count(*) from duetime.runs") == 1
+    assert await connection.fetchval("select count(*) from duetime.job_results") == 0
 
 
 @pytest.mark.parametrize("value", [object(), "x" * (1024 * 1024 + 1), float], ids=["object", "too large", "class"])

@@ -54,8 +54,8 @@ def test_the_store_keeps_its_promises_in_every_order_of_steps(world: World) -> N
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(os.environ.get('EX','60')),
-            stateful_step_count=40,
+            max_examples=int(os.environ.get("EX", "60")),
+            stateful_step_count=int(os.environ.get('ST','12')),
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -9,15 +9,16 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
-from apscheduler import ConflictPolicy, current_job
+from apscheduler import ConflictPolicy, RunState, current_job
 from apscheduler.triggers.date import DateTrigger
 
 from duetime.settings import DatabaseUrl
@@ -25,7 +26,7 @@ from duetime.store import PostgresDataStore
 from duetime.tasks import OnCrash, TaskOptions, TaskRegistry
 
 from ..waiting import eventually
-from .parts import a_schedule, a_store, ago, every, expire, node, running
+from .parts import a_schedule, a_store, ago, every, expire, node, running, tasks
 
 HOUR = timedelta(hours=1)
 STATEMENTS = {"acquire_schedules", "release_schedules", "effect", "finish_jobs"}
@@ -225,3 +226,97 @@ async def test_two_nodes_share_a_schedule_of_ten_fires_a_second_without_a_gap_or
     assert times == [first + number * timedelta(milliseconds=100) for number in range(len(times))]
     assert len(done) == len(set(done))
     assert {row["job_id"] for row in rows if row["state"] == "succeeded"} == set(done)
+
+
+class LostAnswer:
+    """Lets a statement be committed, and its answer be lost with the connection, once."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.happened = 0
+        self.answers = 0
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
+        real = asyncpg.Connection.fetch
+        lost = self
+
+        async def fetch(self: asyncpg.Connection, query: str, *args: Any, **options: Any) -> Any:
+            answer = await real(self, query, *args, **options)
+            lost.answers += query.startswith(f"/* duetime: {name} */")
+            if lost.answers == 1 and not lost.happened:
+                lost.happened += 1
+                if lost.meanwhile is not None:
+                    await lost.meanwhile()
+                self.terminate()
+                raise ConnectionResetError("the answer is lost")
+            return answer
+
+        monkeypatch.setattr(asyncpg.Connection, "fetch", fetch)
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["any number", "one at a time"])
+@pytest.mark.parametrize("name", ["add_schedule", "acquire_schedules", "release_schedules", "finish_jobs"])
+async def test_a_statement_whose_answer_is_lost_is_made_again_and_takes_effect_once(
+    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str, limited: bool
+) -> None:
+    lost = LostAnswer(name, monkeypatch)
+    scheduler = node(database, working(database))
+    async with running(scheduler):
+        await scheduler.configure_task("retry", max_running_jobs=1 if limited else None)
+        await scheduler.add_schedule("retry", DateTrigger(ago(1)), id="one-off")
+        await scheduler.add_schedule("retry", every(3600, ago(1)), id="hourly")
+        await eventually(lambda: ledger.fetchval("select count(*) = 2 from duetime.runs"))
+        assert await is_done(ledger)
+        assert scheduler.state is RunState.started
+    assert lost.happened == 1
+    await one_job_per_fire(ledger, OnCrash.retry, was_killed=False)
+
+
+async def test_a_job_that_was_claimed_while_the_answer_of_its_release_was_lost_runs_once(
+    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job loop of the same node has taken it from the queue before the release is made again."""
+    begun: list[UUID] = []
+    open_door = asyncio.Event()
+
+    async def waits() -> None:
+        begun.append(current_job.get().id)
+        await open_door.wait()
+
+    lost = LostAnswer("release_schedules", monkeypatch)
+    scheduler = node(database, tasks(waits))
+    async with running(scheduler):
+        await scheduler.configure_task("waits", max_running_jobs=1)
+
+        async def until_it_has_begun() -> None:
+            scheduler.store._queue_is_due = True
+            scheduler.store._jobs_wake.set()
+            await eventually(lambda: len(begun) == 1)
+
+        lost.meanwhile = until_it_has_begun
+        await scheduler.add_schedule("waits", DateTrigger(ago(1)), id="s")
+        await eventually(lambda: lost.answers == 2)
+        await eventually(lambda: scheduler.store._wakes_at is not None)  # the schedule loop is done with it
+        assert not any(card.job.id in begun for card in scheduler.store._hand)
+        open_door.set()
+        await eventually(lambda: ledger.fetchval("select state = 'succeeded' from duetime.fires"))
+        await eventually(lambda: not scheduler.store._attempts)
+    assert len(begun) == 1
+    assert await ledger.fetchval("select count(*) from duetime.runs") == 1
+
+
+@pytest.mark.parametrize("name", ["run_schedule", "add_jobs"])
+async def test_a_request_whose_answer_is_lost_makes_one_job(
+    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lost = LostAnswer(name, monkeypatch)
+    scheduler = node(database, working(database))
+    async with running(scheduler):
+        await scheduler.add_schedule("retry", DateTrigger(ago(-3600)), id="s")
+        if name == "run_schedule":
+            job_id = await scheduler.store.run_schedule("s")
+        else:
+            job_id = await scheduler.add_job("retry")
+        await eventually(lambda: ledger.fetchval("select count(*) > 0 from duetime.runs"))
+        await eventually(lambda: not scheduler.store._attempts)
+    assert lost.happened == 1
+    assert [row["job_id"] for row in await ledger.fetch("select * from effects")] == [job_id]
+    assert await ledger.fetchval("select count(*) from duetime.fires") == (name == "run_schedule")

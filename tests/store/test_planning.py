@@ -259,11 +259,12 @@ def test_times_that_were_planned_ahead_already_are_passed_over() -> None:
 def test_the_hour_that_comes_twice_is_in_order() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     now = datetime(2026, 10, 25, 2, 0, tzinfo=UTC)
+    before = datetime(2026, 10, 25, 1, 30, tzinfo=berlin)
     twice = [datetime(2026, 10, 25, 2, 30, tzinfo=berlin, fold=fold) for fold in (0, 1)]
     later = datetime(2026, 10, 26, 2, 30, tzinfo=berlin)
-    made = planned(due(Times(*twice, later), coalesce=CoalescePolicy.all), now)
+    made = planned(due(Times(before, *twice, later), coalesce=CoalescePolicy.all), now)
     assert made.broken_reason is None
-    assert [fire.fire_time.astimezone(UTC).hour for fire in made.fires] == [0, 1]
+    assert [fire.fire_time.astimezone(UTC).hour for fire in made.fires] == [23, 0, 1]
 
 
 def test_a_trigger_that_can_never_be_left_behind_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

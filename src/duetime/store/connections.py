@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ..errors import InvalidSettings
 from ..settings import DatabaseUrl
 
-_GOODBYE = 0.2
+_GOODBYE = 0.15
 """Seconds that closing a connection may take."""
 
 

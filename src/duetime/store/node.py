@@ -175,14 +175,16 @@ class NodeDataStore(PostgresDataStore):
         """
         ids = list(jobs)
         self._hand.set_aside(jobs=set(ids))
-        for each in ids:
-            self._let_go(each)
-        if ids:
-            hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
-            try:
-                await self._user_fetch("give_back_jobs", self.identity, ids, *self._message([hint]))
-            except StoreUnavailable as exc:
-                self._logger.warning("%d claimed jobs stay claimed until their leases end: %s", len(ids), exc)
+        if not ids:
+            return
+        hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
+        try:
+            await self._user_fetch("give_back_jobs", self.identity, ids, *self._message([hint]))
+        except StoreUnavailable as exc:
+            self._logger.warning("%d claimed jobs stay claimed until their leases end: %s", len(ids), exc)
+        finally:
+            for each in ids:
+                self._let_go(each)
 
     async def _keep_leases(self) -> None:
         """Renew the leases of all claimed jobs, started or not; says nothing to the database while there are none."""

@@ -457,26 +457,34 @@ class PostgresDataStore(SQLAlchemyDataStore):
             self._job_lease(),
             *self._message([queued_hint]),
         )
-        [row] = await self._release(scheduler_id, arguments, [fire[5] for fire in fires if fire[5]])
+        born = {fire[5]: fire[8] for fire in fires if fire[5] is not None}
+        row = await self._release(scheduler_id, arguments, born)
         await self._released(scheduler_id, plans, row)
 
     async def _release(
-        self, scheduler_id: str, arguments: tuple[Any, ...], job_ids: list[UUID]
-    ) -> list[dict[str, Any]]:
+        self, scheduler_id: str, arguments: tuple[Any, ...], born: Mapping[UUID, bool]
+    ) -> dict[str, Any]:
+        """Write a release.
+
+        :param born: the ids of its jobs, and whether they are claimed as they are made
+        """
         statement = self.database.statements["release_schedules"]
         attempts = 0
 
-        async def work(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+        async def work(connection: asyncpg.Connection) -> dict[str, Any]:
             nonlocal attempts
             attempts += 1
             [row] = await connection.fetch(statement, *arguments)
             outcome = dict(row)
-            if attempts > 1 and job_ids:
-                # An earlier attempt may have been committed without an answer: its jobs are ours as well.
-                found = await connection.fetch(self.database.statements["jobs"], job_ids)
-                outcome["claimed"] = [job["id"] for job in found if job["acquired_by"] == scheduler_id]
+            if attempts > 1 and born:
+                # An earlier attempt may have been committed without an answer: its jobs are ours as well, but for
+                # those that the job loop has claimed from the queue since.
+                found = await connection.fetch(self.database.statements["jobs"], list(born))
+                ours = [job for job in found if born[job["id"]] and job["acquired_by"] == scheduler_id]
+                outcome["claimed"] = [job["id"] for job in ours if job["attempt"] == 1]
                 outcome["queued"] = [job["id"] for job in found if job["acquired_by"] is None]
-            return [outcome]
+                outcome["leased_until"] = min((job["acquired_until"] for job in ours), default=None)
+            return outcome
 
         return await self.database.attempt(work, deadline=None)
 
