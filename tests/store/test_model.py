@@ -55,7 +55,7 @@ def test_the_store_keeps_its_promises_in_every_order_of_steps(world: World) -> N
         Machine,
         settings=settings(
             max_examples=int(os.environ.get("EX", "60")),
-            stateful_step_count=int(os.environ.get('ST','12')),
+            stateful_step_count=int(os.environ.get("ST", "12")),
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
