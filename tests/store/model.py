@@ -261,7 +261,7 @@ class Nodes(RuleBasedStateMachine):
                 self.nodes[place] = self._new_node()
             else:
                 getattr(self, name)(self.nodes[place], *([int(argument)] if argument else []))
-            self.check()
+            self.no_task_runs_more_jobs_than_it_may()
 
     def fire(self, node: Node) -> None:
         """Claim and release, with nothing in between."""
