@@ -19,12 +19,12 @@ help: ## Show this text
 serve: $(VENV)/installed ## Serve the API at http://127.0.0.1:8000 (PORT=… for another port, ARGS=… for options)
 	@exec $(RUN) duetime serve $(ARGS)
 
-test: $(VENV)/tools ## Run the tests, but not those that need Debian packages (ARGS=… for pytest's options)
-	@$(RUN) pytest -m 'not debian' $(ARGS)
+test: $(VENV)/tools ## Run the tests, but not the storm and those that need Debian packages (ARGS=… for pytest's options)
+	@$(RUN) pytest -m 'not debian and not chaos' $(ARGS)
 
 chaos: $(VENV)/tools ## Put five nodes through a storm of ten minutes (CHAOS_SECONDS, _NODES, _SCHEDULES, _SEED=…)
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-600} CHAOS_NODES=$${CHAOS_NODES:-5} CHAOS_SCHEDULES=$${CHAOS_SCHEDULES:-5000} \
-		$(RUN) pytest tests/chaos -s $(ARGS)
+		$(RUN) pytest -m chaos tests/chaos -s $(ARGS)
 
 bench: $(VENV)/bench ## Run the short form of all benchmarks, in less than 10 minutes (ARGS=… for other forms: ARGS=--help)
 	@$(RUN) benchmarks $(or $(ARGS),--short)

@@ -24,14 +24,18 @@ _left_out: list[str] = []
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Remember the tests that were left out because they need a Debian package."""
-    _left_out.extend(item.nodeid for item in items if item.get_closest_marker("debian"))
+    """Remember the tests that were left out: they need a Debian package, or are the storm."""
+    _left_out.extend(
+        item.nodeid for item in items if item.get_closest_marker("debian") or item.get_closest_marker("chaos")
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which tests were left out."""
     if _left_out:
-        terminalreporter.section("left out: they need Debian packages, .ci/run installs those and runs them")
+        terminalreporter.section(
+            "left out: needs a Debian package (.ci/run installs it and runs them), or `make chaos`"
+        )
         for nodeid in _left_out:
             terminalreporter.line(nodeid)
 

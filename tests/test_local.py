@@ -27,9 +27,12 @@ from duetime.settings import DatabaseUrl
 DEADLINE = 30.0
 
 USER_OF_THE_DATABASE = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 from duetime.local import LocalDatabase
+
+# A shell starts what runs in its background with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main():
     told_to_leave = asyncio.Event()

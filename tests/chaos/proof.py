@@ -23,12 +23,14 @@ Line = Mapping[str, Any]
 class Evidence:
     """What is known after the storm.
 
+    :ivar added: when each schedule had been added, by its id; in seconds since 1970
     :ivar ledger: the rows of ``fires``
     :ivar diary: what the tasks have written down
     :ivar lease: seconds
     """
 
     planned: Sequence[Planned]
+    added: Mapping[str, float]
     ledger: Sequence[Mapping[str, Any]]
     diary: Sequence[Line]
     troubles: Sequence[Trouble]
@@ -117,13 +119,15 @@ class Evidence:
         # After a trouble a lease has to end, and a node may need a second to find out that its connection is back.
         clouds = _joined((trouble.begin, trouble.end + self.lease + 1) for trouble in self.troubles)
         for fire, line in first.items():
-            due, at = line["due"], line["at"]
+            if fire[0] not in self.added:
+                continue  # a problem of its own, which the ledger shows
+            due, at = max(line["due"], self.added[fire[0]]), line["at"]
             clouded = sum(max(0.0, min(end, at) - max(begin, due)) for begin, end in clouds)
             if at - due - clouded > SLACK:
                 moment = datetime.fromtimestamp(due, UTC).time()
                 yield f"{fire[0]}: due at {moment}, {at - due:.1f} s late, of which trouble explains {clouded:.1f}"
-            if at < due - 0.1:
-                yield f"{fire[0]}: began {due - at:.3f} s before it was due"
+            if at < line["due"] - 0.1:
+                yield f"{fire[0]}: began {line['due'] - at:.3f} s before it was due"
 
 
 def _fire(line: Line) -> tuple[str, float]:

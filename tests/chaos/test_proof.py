@@ -56,6 +56,7 @@ def flawless() -> Evidence:
         diary += [line(name, tasks[name], "began", 0), line(name, tasks[name], "ended", 1)]
     return Evidence(
         planned=[planned(name, task) for name, task in tasks.items()],
+        added=dict.fromkeys(tasks, T0.timestamp() - 60),
         ledger=[row(name) for name in tasks],
         diary=diary,
         troubles=[],
@@ -120,6 +121,11 @@ def test_lateness_is_excused_by_trouble_and_the_lease_it_left_behind(kind: str, 
     assert replace(late, troubles=[trouble]).problems() == []
     earlier = Trouble(kind, node, T0.timestamp() - 9, T0.timestamp() - 5)
     assert replace(late, troubles=[earlier]).problems()
+
+
+def test_a_fire_is_not_late_before_its_schedule_was_added() -> None:
+    late = diary(flawless(), line("plain", "work", "began", 9), line("plain", "work", "ended", 9), without="plain")
+    assert replace(late, added={**late.added, "plain": T0.timestamp() + 8}).problems() == []
 
 
 def test_two_at_once_are_excused_only_where_the_node_itself_had_trouble() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,6 +26,7 @@ from duetime.errors import ScheduleNotFound
 from duetime.settings import DatabaseUrl
 from duetime.store import PostgresDataStore
 from duetime.store.connections import DirectConnections
+from duetime.store.planning import PlannedFire
 from duetime.tasks import OnCrash, Overlap, Retry, TaskOptions
 
 from .parts import a_job, a_schedule, a_task, result_of
@@ -44,6 +45,7 @@ STEPS = [
     *["claim_jobs 1", "claim_jobs 4", "begin_jobs", "begin_jobs", "run", "run"],
     *["end_a_job", "end_a_job", "end_a_job 1"],
     *["renew_claims_of_jobs", "renew_claims_of_schedules", "reap", "clean_up", "leave", "crash"],
+    *["sleep_too_long", "sleep_too_long"],
     *["pass 1", "pass 2", "pass 6", "pass 11"],
 ]
 """What a node does next, as often as it is to be drawn; time passes by seconds, 11 of which end a lease."""
@@ -77,7 +79,7 @@ class AheadStore(PostgresDataStore):
     def _look_ahead(self) -> timedelta:
         return AHEAD
 
-    def _claims(self, schedule: Schedule) -> bool:
+    def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
         return schedule.task_id not in LIMITS
 
     def _job_lease(self) -> timedelta:
@@ -128,7 +130,7 @@ class Wish:
 wishes = st.builds(
     Wish,
     task=st.sampled_from(sorted(TASKS)),
-    start=st.integers(-10, 10),
+    start=st.sampled_from([-10, -3, 0, 1, 2, 3, 5, 10]),
     step=st.integers(1, 6),
     count=st.integers(1, 8),
     coalesce=st.sampled_from(CoalescePolicy),
@@ -214,8 +216,15 @@ class Nodes(RuleBasedStateMachine):
             self.world.run(self.nodes[place].store.add_job(a_job(task, metadata=TASKS[task][1].to_metadata())))
 
     @precondition(lambda self: self.definitions)
-    @rule(place=places, number=st.integers(0, 99), change=st.sampled_from(["pause", "pause", "resume", "remove"]))
-    def change_a_schedule(self, place: int, number: int, change: str) -> None:
+    @rule(
+        place=places,
+        number=st.integers(0, 99),
+        change=st.sampled_from(["pause", "pause", "resume", "remove"]),
+        is_ahead=st.booleans(),
+    )
+    def change_a_schedule(self, place: int, number: int, change: str, is_ahead: bool) -> None:
+        if is_ahead:  # there is something to be taken back
+            self.fire(self.nodes[place - 1])
         store, name = self.nodes[place].store, self._any(number)
         if change == "remove":
             self.world.run(store.remove_schedules([name]))
@@ -273,9 +282,20 @@ class Nodes(RuleBasedStateMachine):
         self.claim_jobs(node, 5)
         self.begin_jobs(node)
 
+    def sleep_too_long(self, node: Node) -> None:
+        """Claim what there is, and wake when the leases have ended and another node may have claimed it all."""
+        self.claim_schedules(node, 5)
+        self.run(node)
+        self._let_pass(11)
+        other = self.nodes[self.nodes.index(node) - 1]
+        self.claim_schedules(other, 5)
+        self.run(other)
+
     def claim_schedules(self, node: Node, limit: int) -> None:
         """A second claim before the release of the first gives back what the first one had, as long as it is held."""
+        theirs = self._leased("schedules", node)
         node.schedules = self.world.run(node.store.acquire_schedules(node.identity, LEASE, limit))
+        assert theirs <= self._leased("schedules", node), "a claim took what was still another node's"
 
     def renew_claims_of_schedules(self, node: Node) -> None:
         held = {schedule.id for schedule in node.schedules}
@@ -297,6 +317,16 @@ class Nodes(RuleBasedStateMachine):
             ),
         )
 
+    def _leased(self, table: str, node: Node) -> set[tuple[Any, ...]]:
+        """Return what other nodes have claimed, with live leases."""
+        found = self.world.rows(
+            f"select id, acquired_by, acquired_until from duetime.{table} "  # noqa: S608 - one of two names
+            "where acquired_until >= $1 and acquired_by <> $2",
+            self.now,
+            node.identity,
+        )
+        return {tuple(row) for row in found}
+
     def _theirs(self, names: set[str], node: Node) -> list[str]:
         found = self.world.rows(
             "select id from duetime.schedules where id = any($1) and acquired_by is distinct from $2",
@@ -314,7 +344,7 @@ class Nodes(RuleBasedStateMachine):
         )
         return [tuple(row) for row in found]
 
-    def _hold(self, node: Node, claimed: Sequence[asyncpg.Record]) -> None:
+    def _hold(self, node: Node, claimed: Iterable[Mapping[str, Any]]) -> None:
         new = {row["id"]: row for row in claimed if row["id"] not in node.jobs}
         for job in self.world.run(node.store.get_jobs(list(new))):
             node.store._attempts[job.id] = new[job.id]["attempt"]
@@ -322,12 +352,17 @@ class Nodes(RuleBasedStateMachine):
             self.task_of[job.id] = job.task_id
 
     def claim_jobs(self, node: Node, limit: int) -> None:
-        found, _ = self.world.run(node.store._claim(node.identity, LEASE, limit, AHEAD))
+        theirs = self._leased("jobs", node)
+        answer = self.world.run(
+            node.store.database.fetch("acquire_jobs", node.identity, LEASE, AHEAD, limit, deadline=None)
+        )
+        assert theirs <= self._leased("jobs", node), "a claim took what was still another node's"
+        found = [row for row in answer if row["id"] is not None]
         assert len(found) <= limit
-        for job, row in found:
-            assert row["run_at"] <= self.now + (timedelta(0) if job.task_id in LIMITS else AHEAD)
-            node.jobs[job.id] = Held(job, row["acquired_until"])
-            self.task_of[job.id] = job.task_id
+        for row in found:
+            assert row["run_at"] <= self.now + (timedelta(0) if row["task_id"] in LIMITS else AHEAD)
+            node.jobs.pop(row["id"], None)  # an earlier attempt that it has lost
+        self._hold(node, found)
 
     def renew_claims_of_jobs(self, node: Node) -> None:
         """The heartbeat; what is not renewed is dropped, if it has not begun."""

@@ -58,5 +58,6 @@ def test_the_store_keeps_its_promises_in_every_order_of_steps(world: World) -> N
             stateful_step_count=int(os.environ.get("ST", "12")),
             deadline=None,
             suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
         ),
     )

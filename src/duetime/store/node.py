@@ -298,8 +298,11 @@ class NodeDataStore(PostgresDataStore):
             return []
         return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, LARGEST_CLAIM))
 
-    def _claims(self, schedule: Schedule) -> bool:
+    def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
         if not self.works or self.stopping or len(self._attempts) >= 2 * self.capacity:
+            return False
+        # What its jitter puts off for long would take a place here, and might see this node die; it waits in the queue.
+        if self.database.clock.wait_for(fire.run_time) > self.lease_duration.total_seconds():
             return False
         task = self._tasks.get(schedule.task_id)
         # The jobs of a limited task go through the claim that counts them.
@@ -524,9 +527,11 @@ class NodeDataStore(PostgresDataStore):
         self._queue_is_due = False
         if self._lease_ends_at is not None and clock.timestamp() >= self._lease_ends_at:
             await self._reap(None, default="retry")
-        room = min(limit, self.capacity - len(self._hand))
+        soon = clock.timestamp() + self.look_ahead.total_seconds()
+        # What is held for later, for its jitter, takes no place from what is due.
+        room = min(limit, self.capacity - sum(card.due <= soon for card in self._hand))
         if room > 0:
-            found, answer = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
+            found, answer, claimed = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
             breath = Breath()
             for job, row in found:
                 await self._know_task(job.task_id)
@@ -539,7 +544,7 @@ class NodeDataStore(PostgresDataStore):
                     contested=True,
                 )
                 await breath.taken()
-            self._queue_is_due = self._queue_is_due or len(found) == room
+            self._queue_is_due = self._queue_is_due or claimed == room
             self._plan_queue(answer["next_due"], answer["next_expiry"])
             if self.stopping:  # it has begun to stop while the claim was under way
                 await self.give_back([job.id for job, _ in found])

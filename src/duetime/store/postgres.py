@@ -70,6 +70,7 @@ from .planning import (
     STEPS_ON_THE_LOOP,
     BrokenTrigger,
     Plan,
+    PlannedFire,
     PlannedTrigger,
     StuckTrigger,
     TooFarBehind,
@@ -445,7 +446,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                     fire.job_id,
                     fire.checks_overlap,
                     fire.start_deadline,
-                    fire.job_id is not None and self._claims(made.schedule),
+                    fire.job_id is not None and self._claims(made.schedule, fire),
                 )
                 for fire in made.fires
             )
@@ -488,8 +489,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         return await self.database.attempt(work, deadline=None)
 
-    def _claims(self, schedule: Schedule) -> bool:
-        """Return whether this node claims the schedule's new jobs for itself as they are made."""
+    def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
+        """Return whether this node claims the job of a fire for itself as it is made."""
         return False
 
     def _job_lease(self) -> timedelta:
@@ -639,7 +640,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         await self._reap(None, default="retry")
         most = LARGEST_CLAIM if limit is None else limit
-        claimed, answer = await self._claim(scheduler_id, lease_duration, most, timedelta(0))
+        claimed, answer, _ = await self._claim(scheduler_id, lease_duration, most, timedelta(0))
         self._set_alarm(answer["next_due"], answer["next_expiry"])
         return [job for job, _ in claimed]
 
@@ -671,8 +672,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     async def _claim(
         self, scheduler_id: str, lease_duration: timedelta, limit: int, look_ahead: timedelta
-    ) -> tuple[list[tuple[Job, Row]], Row]:
-        """Claim queued jobs; return them with their rows, and a row that says when the queue is due next."""
+    ) -> tuple[list[tuple[Job, Row]], Row, int]:
+        """Claim queued jobs; return the readable ones with their rows, a row that says when the queue is due next, and
+        how many were claimed."""
         answer = await self._loop_fetch("acquire_jobs", scheduler_id, lease_duration, look_ahead, limit)
         found = [row for row in answer if row["id"] is not None]
         for row in found:
@@ -684,7 +686,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             await self.release_job(scheduler_id, job, result)
             await self._emit([JobDeserializationFailed(job_id=row["id"], exception=exc)])
         await self._emit(JobAcquired.from_job(job, scheduler_id=scheduler_id) for job, _ in readable)
-        return readable, answer[0]
+        return readable, answer[0], len(found)
 
     async def extend_acquired_job_leases(self, scheduler_id: str, job_ids: set[UUID], duration: timedelta) -> None:
         """Extend the leases of those of the jobs that are still this scheduler's."""
