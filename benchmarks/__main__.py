@@ -16,8 +16,8 @@ from typing import Any
 
 from duetime.settings import DatabaseUrl
 
-from . import document, machine
-from .lab import Lab
+from . import document, environments, machine, readme, redis_server
+from .lab import ON_REDIS, Lab
 from .results import Row, as_text
 from .run import BENCHMARKS, module_of, run
 from .scale import FULL, SHORT
@@ -33,8 +33,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--short", action="store_true", help="the short form: everything once, in less than 10 minutes")
     made.add_argument("--repeats", type=int, metavar="N", help="repeat each measurement N times")
     made.add_argument("--peers", metavar="A,B", help="only these peers")
+    made.add_argument("--redis", action="store_true", help=f"also the peers on Redis: {', '.join(ON_REDIS)}")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the document's markers")
+    made.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="put the start-up table between the markers of a README, and its picture beside",
+    )
     made.add_argument("--from-json", type=Path, metavar="FILE", help="run nothing: take the results of an earlier run")
     made.add_argument("--plot", type=Path, metavar="DIR", help="write pictures (needs matplotlib: the group 'bench')")
     made.add_argument(
@@ -57,9 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     given = parser().parse_args(arguments)
     peers = given.peers.split(",") if given.peers else None
+    if given.redis:
+        peers = list(dict.fromkeys([*(peers or NAMES), *ON_REDIS]))
     problem = unknown("benchmark", given.names, BENCHMARKS) or unknown("peer", peers or (), NAMES)
     if given.repeats is not None and given.repeats < 1:
         problem = f"expected --repeats of at least 1, got {given.repeats}."
+    problem = problem or _unwritable(given)
     if problem:
         print(problem, file=sys.stderr)
         return 2
@@ -79,12 +89,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document.write(given.json, rows, environment)
     if given.markdown:
         document.put_into(given.markdown, rows, environment)
+    if given.readme:
+        print(readme.put_into(given.readme, rows, environment))
     if given.plot:
         from . import plots
 
         for picture in plots.draw(rows, given.plot):
             print(picture)
     return 0
+
+
+def _unwritable(given: argparse.Namespace) -> str | None:
+    """Return why the results could not be put where they shall go; said before hours of measuring, not after."""
+    try:
+        if given.markdown:
+            document.around(given.markdown, document.BEGIN, document.END)
+        if given.readme:
+            document.around(given.readme, readme.BEGIN, readme.END)
+            if given.names and "startup" not in given.names and not given.from_json:
+                return "expected the benchmark 'startup' among those to run, because --readme shows it."
+    except (OSError, ValueError) as exc:
+        return str(exc)
+    return None
 
 
 async def _measured(given: argparse.Namespace, peers: list[str] | None) -> tuple[list[Row], dict[str, Any]]:
@@ -97,6 +123,8 @@ async def _measured(given: argparse.Namespace, peers: list[str] | None) -> tuple
         scale = scale.__class__(**{**vars(scale), "repeats": given.repeats})
     began, load = datetime.now(UTC), machine.load()
     url = None if given.server is None else DatabaseUrl.parse(given.server)
+    wanted = peers or [peer for peer in NAMES if peer not in ON_REDIS]
+    await environments.make(peer for peer in wanted if peer not in ON_REDIS or redis_server.program())
     async with Server(url) as server, Lab(server, scale) as lab:
         rows = await run(lab, given.names or BENCHMARKS, peers)
         return rows, await machine.environment(lab, began, load)

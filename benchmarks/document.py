@@ -31,18 +31,38 @@ def put_into(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> No
 
     :raises ValueError: if it does not have both
     """
-    text = path.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    put_between(path, BEGIN, END, f"{about(environment)}\n\n{as_markdown(rows)}")
+
+
+def put_between(path: Path, first: str, last: str, content: str) -> None:
+    """Replace what is between two lines of a file.
+
+    :raises ValueError: if it does not have both
+    """
+    before, after = around(path, first, last)
+    path.write_text(f"{before}{first}\n\n{content}\n\n{last}{after}")
+
+
+def around(path: Path, first: str, last: str) -> tuple[str, str]:
+    """Return what is before and after the part between two lines of a file.
+
+    :raises ValueError: if it does not have both
+    """
+    before, begin, rest = path.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"expected the lines {BEGIN!r} and {END!r} in {path}, got at most one of them")
-    path.write_text(f"{before}{BEGIN}\n\n{about(environment)}\n\n{as_markdown(rows)}\n\n{END}{after}")
+        raise ValueError(f"expected the lines {first!r} and {last!r} in {path}, got at most one of them")
+    return before, after
 
 
 def about(environment: dict[str, Any]) -> str:
     """Return what the figures were measured on, in words."""
     machine = environment["machine"]
-    settings = ", ".join(f"`{name}` {value}" for name, value in environment["postgresql"].items())
+    servers = "\n".join(
+        f"{server}: " + ", ".join(f"`{name}` {value or 'none'}" for name, value in environment[key].items()) + "."
+        for server, key in (("PostgreSQL", "postgresql"), ("Redis", "redis"))
+        if key in environment
+    )
     peers = "; ".join(
         f"{peer}: " + ", ".join(f"{package} {number}" for package, number in versions.items())
         for peer, versions in environment["peers"].items()
@@ -53,5 +73,5 @@ def about(environment: dict[str, Any]) -> str:
         f"Machine: {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, "
         f"{machine['system']}, Python {environment['python']}; "
         f"load average just before the run {machine['load_before']}.\n"
-        f"PostgreSQL: {settings}.\n\nVersions: {peers}."
+        f"{servers}\n\nVersions: {peers}."
     )

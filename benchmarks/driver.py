@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import json
 import os
+import signal
+from contextlib import suppress
 from typing import Any
 
 from .environments import last_line, python_of
@@ -106,6 +108,12 @@ class Driver:
         """The process's id."""
         return self._process.pid
 
+    async def kill(self) -> None:
+        """Kill the process and those that it has started, as a crash of the machine would: nobody is asked."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
     async def end(self) -> None:
         """End the process: asked first, then killed."""
         if self._process.stdin is not None:
@@ -115,4 +123,5 @@ class Driver:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+        await self.kill()  # what it has started and left behind
         await asyncio.wait([self._reader])

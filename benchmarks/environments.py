@@ -11,6 +11,8 @@ import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import PeerFailed
@@ -18,6 +20,21 @@ from .places import PEERS, ROOT, cache
 
 INSTALL_TIMEOUT = 300.0
 """Seconds that making one environment may take."""
+
+
+async def make(peers: Iterable[str]) -> None:
+    """Make the environments that are missing, as many at a time as there are cores, so that no measurement waits.
+
+    One that cannot be made is left out: each measurement that needs it says why.
+    """
+    turn = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def one(peer: str) -> None:
+        async with turn:
+            with suppress(PeerFailed):
+                await python_of(peer)
+
+    await asyncio.gather(*map(one, peers))
 
 
 async def python_of(peer: str) -> str:
@@ -40,8 +57,10 @@ async def python_of(peer: str) -> str:
         if not (note.exists() and note.read_text() == wanted):
             print(f"Making the environment of {peer}.", file=sys.stderr, flush=True)
             shutil.rmtree(place, ignore_errors=True)
-            await _run([sys.executable, "-m", "venv", str(place)], peer)
-            await _run([str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments], peer)
+            python = str(place / "bin" / "python")
+            # A pip in each would take longer than most of what it installs.
+            await _run([sys.executable, "-m", "venv", "--without-pip", str(place)], peer)
+            await _run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *arguments], peer)
             note.write_text(wanted)
     return str(place / "bin" / "python")
 

@@ -13,11 +13,27 @@ from typing import Any, Self
 from .driver import Driver
 from .errors import PeerFailed
 from .places import ROOT, cache
+from .redis_server import RedisServer
 from .scale import Scale
 from .server import Server
 
 Figures = dict[str, tuple[float, str]]
 """What one measurement found: figure → value and unit."""
+
+
+class FiguresOverTime(Figures):
+    """Figures, and beside them some that have a value for each second of the measurement.
+
+    :ivar series: figure → its values, the first second's first, and their unit
+    """
+
+    def __init__(self, figures: Figures, series: dict[str, tuple[list[float], str]]) -> None:
+        super().__init__(figures)
+        self.series = series
+
+
+ON_REDIS = ("saq", "streaq", "celery")
+"""The peers that keep their jobs in Redis."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,28 @@ class Case:
     def name(self) -> str:
         """The peer and its store, as results show them."""
         return f"{self.peer} {self.store}".strip()
+
+    @property
+    def on_redis(self) -> bool:
+        """Whether the peer keeps its jobs in Redis."""
+        return self.peer in ON_REDIS
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database on one of the run's servers."""
+
+    server: Server | RedisServer
+    name: str
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What a peer needs in order to connect straight to it."""
+        return self.server.place(self.name)
+
+    async def connect(self) -> Any:
+        """Open a connection to look at it, past any proxy: its ``fetchval`` takes SQL, with Redis a script in Lua."""
+        return await self.server.connect(self.name)
 
 
 class Way:
@@ -67,6 +105,8 @@ class Lab:
         self.scale = scale
         self._stack = AsyncExitStack()
         self._templates: dict[tuple[str, str], asyncio.Future[str]] = {}
+        self._redis: RedisServer | None = None
+        self._starting_redis = asyncio.Lock()
         self.versions: dict[str, dict[str, str]] = {}
 
     async def __aenter__(self) -> Self:
@@ -87,10 +127,30 @@ class Lab:
             await driver.end()
 
     @asynccontextmanager
-    async def database(self, case: Case) -> AsyncIterator[str]:
-        """Make a database with the peer's tables, empty."""
-        async with self.server.database(await self._template(case)) as name:
-            yield name
+    async def database(self, case: Case) -> AsyncIterator[Database]:
+        """Make a database with the peer's tables, empty.
+
+        :raises NotMeasurable: if the peer needs Redis, and there is no redis-server
+        """
+        if case.on_redis:
+            redis = await self.redis()
+            async with redis.database() as name:
+                yield Database(redis, name)
+        else:
+            async with self.server.database(await self._template(case)) as name:
+                yield Database(self.server, name)
+
+    async def redis(self) -> RedisServer:
+        """Return the run's redis-server; starts it when it is first needed."""
+        async with self._starting_redis:
+            if self._redis is None:
+                self._redis = await self._stack.enter_async_context(RedisServer())
+        return self._redis
+
+    @property
+    def redis_or_none(self) -> RedisServer | None:
+        """The run's redis-server, if one was needed."""
+        return self._redis
 
     async def _template(self, case: Case) -> str:
         """Return a database that the peer has made its tables in, once for the run."""
@@ -108,9 +168,10 @@ class Lab:
         return await asyncio.shield(self._templates[key])
 
     @asynccontextmanager
-    async def way(self, database: str, rtt: float) -> AsyncIterator[Way]:
+    async def way(self, database: Database, rtt: float) -> AsyncIterator[Way]:
         """Open a way to the database: with TLS if there is a distance, without at none."""
-        order: dict[str, Any] = {"rtt": rtt, "to": self.server.address}
+        redis = isinstance(database.server, RedisServer)
+        order: dict[str, Any] = {"rtt": rtt, "to": database.server.address, "redis": redis}
         if rtt:
             order["tls"] = certificate()
         process = await asyncio.create_subprocess_exec(
@@ -128,7 +189,7 @@ class Lab:
             line = await asyncio.wait_for(process.stdout.readline(), 20)
             if not line:
                 raise PeerFailed("the proxy did not start")
-            place = self.server.place(database) | {"host": "127.0.0.1", "port": int(line), "tls": bool(rtt)}
+            place = database.place | {"host": "127.0.0.1", "port": int(line), "tls": bool(rtt)}
             yield Way(place, process)
         finally:
             if process.stdin is not None:

@@ -46,5 +46,6 @@ async def environment(lab: Lab, began: datetime, load_before: float) -> dict[str
         "python": platform.python_version(),
         "event_loop": "asyncio (no uvloop), for every peer",
         "postgresql": await lab.server.settings(),
+        **({} if lab.redis_or_none is None else {"redis": await lab.redis_or_none.settings()}),
         "peers": dict(sorted(lab.versions.items())),
     }

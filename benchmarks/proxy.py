@@ -1,13 +1,14 @@
-"""A relay in front of PostgreSQL that stands in for distance, and counts.
+"""A relay in front of PostgreSQL or Redis that stands in for distance, and counts.
 
 ``python -m benchmarks.proxy '{"rtt": 0.07, "tls": [certificate, key], "to": ["127.0.0.1", 5432]}'`` prints its port;
 every line on standard input is answered with the counts since the line before. Bytes are held back for half the
 round-trip time in each direction, a new connection for a whole one more (TCP's handshake); the throughput is not
 limited. With ``tls`` it ends TLS behind the delay, so the handshake crosses the distance as it would with a server
-that speaks TLS itself.
+that speaks TLS itself: after PostgreSQL's question for it, or with ``"redis": true`` from the first byte.
 
 A round trip is a burst of requests: bytes from the client after bytes from the server. Opening a connection is one.
-Statements are the messages Query and Execute of PostgreSQL's protocol; they can be told only without TLS.
+Statements are the messages Query and Execute of PostgreSQL's protocol; they can be told only without TLS, and of Redis
+none are counted.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Relay:
 
 
 async def connect(to: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to PostgreSQL at a TCP address, or at the directory of its Unix socket."""
+    """Connect to a server at a TCP address, or to PostgreSQL at the directory of its Unix socket."""
     host, port = to
     if host.startswith("/"):
         return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
@@ -143,13 +144,16 @@ async def late(reader, writer, delay, seen, not_before) -> None:  # type: ignore
         writer.close()
 
 
-def terminator(to: tuple[str, int], context: ssl.SSLContext):  # type: ignore[no-untyped-def]
-    """Return a server's callback that speaks PostgreSQL's TLS to the client and none to the server."""
+def terminator(to: tuple[str, int], context: ssl.SSLContext | None):  # type: ignore[no-untyped-def]
+    """Return a server's callback that speaks PostgreSQL's TLS to the client and none to the server.
+
+    :param context: None if the TLS has begun already, as Redis's does
+    """
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            first = await reader.readexactly(8)
-            if first == SSL_REQUEST:
+            first = b"" if context is None else await reader.readexactly(8)
+            if context is not None and first == SSL_REQUEST:
                 writer.write(b"S")
                 await writer.start_tls(context)
                 first = b""
@@ -170,9 +174,12 @@ async def main(order: dict) -> None:  # type: ignore[type-arg]
     if order.get("tls"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*order["tls"])
-        behind = await asyncio.start_server(terminator(to, context), "127.0.0.1", 0)
+        if order.get("redis"):
+            behind = await asyncio.start_server(terminator(to, None), "127.0.0.1", 0, ssl=context)
+        else:
+            behind = await asyncio.start_server(terminator(to, context), "127.0.0.1", 0)
         to = behind.sockets[0].getsockname()[:2]
-    relay = Relay(to, order["rtt"], reads_statements=not order.get("tls"))
+    relay = Relay(to, order["rtt"], reads_statements=not (order.get("tls") or order.get("redis")))
     server = await asyncio.start_server(relay.carry, "127.0.0.1", 0, backlog=256)
     print(server.sockets[0].getsockname()[1], flush=True)
     lines = asyncio.StreamReader()

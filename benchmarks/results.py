@@ -13,7 +13,8 @@ class Row:
     """One figure of one peer in one variant.
 
     :ivar median: None where nothing was measured; ``note`` then says why
-    :ivar values: one for each repeat, in the order they were taken
+    :ivar values: one for each repeat, in the order they were taken; of a figure whose name ends in :data:`OVER_TIME`
+        one for each second of the measurement
     :ivar note: how it was got, or why there is none
     """
 
@@ -38,6 +39,9 @@ class Row:
         """Return the row as it is written to JSON."""
         return asdict(self)
 
+
+OVER_TIME = ", each second"
+"""The end of the names of figures that have a value for each second; pictures show them, tables don't."""
 
 FAILED = "failed"
 """The figure of a row that says why there are no others."""
@@ -90,7 +94,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     """Return one table for each benchmark and variant."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.benchmark, row.variant), []).append(row)
+        if not row.figure.endswith(OVER_TIME):
+            groups.setdefault((row.benchmark, row.variant), []).append(row)
     found = []
     for (benchmark, variant), members in groups.items():
         figures = dict.fromkeys((row.figure, row.unit) for row in members if row.figure != FAILED)

@@ -23,6 +23,7 @@ class Scale:
     others: tuple[int, ...]
     nodes: tuple[int, ...]
     node_jobs: int
+    kill_seconds: float  # for how long what was interrupted is waited for
     queues: bool
 
 
@@ -32,12 +33,13 @@ FULL = Scale(
     startup_rtts=(0, 0.005, 0.07, 0.15),
     add_rtts=(0, 0.005),
     add_seconds=2.0,
-    bursts=(1_000, 10_000),
+    bursts=(1_000, 5_000, 10_000),
     steady=((50, 20.0, 0), (500, 10.0, 0), (50, 20.0, 0.07), (500, 10.0, 0.07)),
     idle_seconds=180.0,
     others=(10_000, 100_000, 1_000_000),
     nodes=(1, 2, 4),
     node_jobs=4_000,
+    kill_seconds=150.0,
     queues=True,
 )
 
@@ -52,6 +54,7 @@ SHORT = Scale(
     idle_seconds=60.0,
     others=(10_000,),
     nodes=(1, 2),
-    node_jobs=1_000,
+    node_jobs=500,
+    kill_seconds=40.0,
     queues=False,
 )

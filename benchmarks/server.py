@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
@@ -22,7 +18,7 @@ import psutil
 from duetime.local import LocalDatabase
 from duetime.settings import DatabaseUrl
 
-from .places import CACHE, cache
+from .places import own_directory
 
 _ACCESS = """\
 # The benchmarks' own: passwords over TCP on loopback, nothing else from outside.
@@ -77,7 +73,7 @@ class Server:
         self._stack.close()
 
     async def _start_local(self) -> DatabaseUrl:
-        directory = self._own_directory()
+        directory = self._stack.enter_context(own_directory("postgresql"))
         access = directory / "postgres" / "pg_hba.conf"
         # First without TCP: initdb trusts everybody, which is fine only behind the socket's private directory.
         async with LocalDatabase(directory):
@@ -97,21 +93,6 @@ class Server:
         self._process = psutil.Process(int((directory / "postgres" / "postmaster.pid").read_text().splitlines()[0]))
         await connection.close()
         return replace(inside, host="127.0.0.1", password=password, sslmode="disable")
-
-    def _own_directory(self) -> Path:
-        """Make a data directory for this run, and remove those of runs that were killed."""
-        for left in CACHE.glob("postgresql-*.lock"):
-            with left.open() as lock, suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left.with_suffix(""), ignore_errors=True)
-                left.unlink(missing_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="postgresql-", dir=cache("environments").parent))
-        self._lock_file = directory.with_suffix(".lock").open("w")
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
-        self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        self._stack.callback(self._lock_file.close)
-        self._stack.callback(directory.with_suffix(".lock").unlink)
-        return directory
 
     async def settings(self) -> dict[str, str]:
         """Return the settings that matter for these figures, as the server says them."""
@@ -156,6 +137,13 @@ class Server:
             "database": database,
             "tls": False,
         }
+
+    async def connections(self, watcher: Any) -> int:
+        """Return how many connections there are to the watcher's database, its own left out."""
+        number: int = await watcher.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        return number
 
     async def execute(self, statement: str) -> None:
         """Run a statement on the server's own database."""

@@ -29,3 +29,15 @@ def dies() -> None:
 
 def hangs() -> None:
     time.sleep(60)
+
+
+def hangs_as(path: str) -> None:
+    with open(path, "w") as file:
+        file.write(f"{os.getpid()}.")
+    time.sleep(60)
+
+
+def attempt() -> int:
+    from duetime import current_attempt  # here, because the other functions need nothing
+
+    return current_attempt().number

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from apscheduler import Event, JobAdded, JobReleased, ScheduleAdded, ScheduleUpdated, TaskAdded
+from apscheduler import AsyncScheduler, Event, JobAdded, JobReleased, ScheduleAdded, ScheduleUpdated, TaskAdded
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -44,6 +44,18 @@ async def listening(*brokers: PostgresEventBroker) -> None:
 def heard_by(broker: PostgresEventBroker, *kinds: type[Event]) -> list[Event]:
     heard: list[Event] = []
     broker.subscribe(heard.append, kinds or None)
+    return heard
+
+
+def heard_by_loop(broker: PostgresEventBroker, *kinds: type[Event]) -> list[Event]:
+    """Subscribe as the stock scheduler's loops do, with a function of theirs."""
+    heard: list[Event] = []
+
+    def callback(event: Event) -> None:
+        heard.append(event)
+
+    callback.__module__ = AsyncScheduler.subscribe.__module__
+    broker.subscribe(callback, kinds)
     return heard
 
 
@@ -212,15 +224,21 @@ async def test_nodes_of_different_channels_do_not_hear_each_other(database: Data
 
 async def test_a_nudge_reaches_the_loops_and_nobody_else(database: DatabaseUrl) -> None:
     broker = PostgresEventBroker(database.text)
-    jobs, schedules = heard_by(broker, JobAdded, JobReleased), heard_by(broker, ScheduleAdded, ScheduleUpdated)
-    users = [heard_by(broker), heard_by(broker, JobAdded), heard_by(broker, ScheduleUpdated)]
+    jobs, schedules = (
+        heard_by_loop(broker, JobAdded, JobReleased),
+        heard_by_loop(broker, ScheduleAdded, ScheduleUpdated),
+    )
+    assert not broker.has_subscribers(JobAdded)
+    assert not broker.has_subscribers(ScheduleAdded)
+    # The last one wants just what a loop wants.
+    users = [heard_by(broker), heard_by(broker, JobAdded), heard_by(broker, ScheduleAdded, ScheduleUpdated)]
     async with running(broker):
         broker.nudge_workers()
         broker.nudge_schedulers()
         await eventually(lambda: len(jobs) == len(schedules) == 1)
     assert users == [[], [], []]
     assert broker.has_subscribers(JobAdded)
-    assert not PostgresEventBroker("").has_subscribers(JobAdded)
+    assert broker.has_subscribers(ScheduleAdded)
 
 
 # -- a connection that comes and goes --------------------------------------------------------------------------------
@@ -248,12 +266,25 @@ async def test_a_listening_connection_that_is_killed_comes_back_and_says_that_th
         assert hints[-1] == an_event(JobAdded)
 
 
-def _is_another(broker: PostgresEventBroker, killed: asyncpg.Connection) -> bool:
+def _is_another(broker: PostgresEventBroker, killed: asyncpg.Connection | None) -> bool:
     return broker._connection not in (None, killed)
 
 
 def _are(items: list[Any], number: int) -> bool:
     return len(items) == number
+
+
+async def test_a_connection_of_its_own_that_is_quiet_is_asked_whether_it_is_still_there(database: DatabaseUrl) -> None:
+    async with Network(database) as network:
+        broker = PostgresEventBroker(network.url.text, max_idle_time=0.05)
+        async with running(broker):
+            await listening(broker)
+            first = broker._connection
+            network.round_trips = 0
+            await eventually(lambda: network.round_trips >= 3)
+            assert broker._connection is first
+            network.half_open()
+            await eventually(partial(_is_another, broker, first))
 
 
 async def test_an_unreachable_database_delays_events_and_not_the_start(database: DatabaseUrl) -> None:
@@ -307,8 +338,10 @@ async def test_it_is_made_from_an_engine_with_the_stock_arguments(
         assert broker.channel == "shop"
         async with running(broker):
             await listening(broker)
+            listening_connection = broker._connection
+            assert listening_connection is not None
             name = await connection.fetchval(
-                "select application_name from pg_stat_activity where query ilike 'listen %shop%'"
+                "select application_name from pg_stat_activity where pid = $1", listening_connection.get_server_pid()
             )
     assert name == "the shop"
 

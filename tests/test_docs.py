@@ -52,7 +52,7 @@ def shown_default(name: str, field: FieldInfo) -> str:
     if default is None or default == ():
         return "not set"
     if isinstance(default, timedelta):
-        return f"`{default.total_seconds():g}`"
+        return f"`{default.total_seconds():.10g}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -145,7 +145,7 @@ def test_every_module_of_the_store_is_described() -> None:
 
 def test_every_statement_and_every_table_is_named() -> None:
     words = set(re.findall(r"`(\w+)`", ARCHITECTURE))
-    assert set(statements._TEXTS) <= words, set(statements._TEXTS) - words
+    assert set(statements.texts) <= words, set(statements.texts) - words
     tables = {table.strip("`") for table, _what in rows("architecture.md", "| Table | One row for each |")}
     assert tables == {*TABLES, "schema_version"}
 

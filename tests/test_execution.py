@@ -20,7 +20,8 @@ from pydantic import BaseModel
 
 from duetime.errors import InvalidArguments, InvalidTask, TaskAborted, TaskTimeout, UnknownExecutor, UnknownTask
 from duetime.execution import Executors, Unavailable
-from duetime.tasks import TaskOptions, TaskRegistry
+from duetime.options import TaskOptions
+from duetime.tasks import TaskRegistry
 
 from . import process_work
 from .waiting import eventually

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import time
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from apscheduler import CoalescePolicy, ConflictPolicy, Schedule
 from apscheduler.abc import Trigger
@@ -20,11 +22,11 @@ from apscheduler.triggers.date import DateTrigger
 
 from duetime import Duetime, Settings
 from duetime.commands import FireQuery, RunQuery
+from duetime.options import TaskOptions
 from duetime.records import Fire, FireState, Run, ScheduleState
 from duetime.serializer import TypedJSONSerializer
 from duetime.settings import DatabaseUrl
 from duetime.store import slow_plans
-from duetime.tasks import TaskOptions
 
 from .store.parts import a_schedule, a_task, ago, every, tasks
 from .waiting import eventually
@@ -292,13 +294,26 @@ async def ended(duetime: Duetime, schedule_id: str, within: float = 20) -> tuple
 )
 @pytest.mark.parametrize("keeps_result", [False, True], ids=["", "kept"])
 async def test_a_job_that_goes_wrong_fails_with_the_reason(
-    database: DatabaseUrl, task: str, options: dict[str, Any], reason: str, keeps_result: bool
+    database: DatabaseUrl,
+    connection: asyncpg.Connection,
+    task: str,
+    options: dict[str, Any],
+    reason: str,
+    keeps_result: bool,
 ) -> None:
+    written_by_hand = options.get("metadata")
+    if written_by_hand is not None:  # the door refuses it
+        options = {"paused": True}
     kept: dict[str, Any] = {"job_result_expiration_time": timedelta(minutes=1)} if keeps_result else {}
     async with a_node(database) as duetime:
         if task == "nobody":
             await duetime._scheduler.store.add_task(a_task("nobody", func="gone:nobody"))
         await add_among_neighbours(duetime, a_schedule("bad", task_id=task, **options, **kept))
+        if written_by_hand is not None:
+            await connection.execute(
+                "update duetime.schedules set metadata = $1 where id = 'bad'", json.dumps(written_by_hand)
+            )
+            await duetime.scheduler.unpause_schedule("bad")
         fire, run = await ended(duetime, "bad")
         assert (fire.state, run.outcome) == (FireState.failed, "error")
         assert run.error is not None

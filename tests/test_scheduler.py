@@ -16,12 +16,14 @@ import pytest
 from apscheduler import JobLookupError, RunState, TaskLookupError
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.attempts import Retry
 from duetime.broker import PostgresEventBroker
 from duetime.errors import DuplicateTask, InvalidTask, ScheduleNotFound, UnknownTask
 from duetime.execution import Unavailable, Unresolved
+from duetime.options import OnCrash, Overlap, TaskOptions
 from duetime.scheduler import DuetimeScheduler, new_identity
 from duetime.settings import DatabaseUrl
-from duetime.tasks import OnCrash, Overlap, Retry, TaskOptions, TaskRegistry
+from duetime.tasks import TaskRegistry
 
 from .store.parts import a_job, a_task, ago, every, node, running, tasks
 from .waiting import eventually

@@ -13,10 +13,10 @@ import pytest
 from apscheduler import RunState
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.options import OnCrash, TaskOptions
 from duetime.scheduler import DuetimeScheduler, Supervisor
 from duetime.settings import DatabaseUrl
 from duetime.store.node import NodeDataStore
-from duetime.tasks import OnCrash, TaskOptions
 
 from .store.network import Network
 from .store.parts import ago, every, node, running, tasks
@@ -107,9 +107,13 @@ async def test_a_crash_is_logged_and_followed_by_a_new_start_after_ever_longer_w
 
     monkeypatch.setattr(NodeDataStore, loop, crashes_twice)
     scheduler = node(database, tasks(work))
+    first = scheduler.identity
     async with supervised(scheduler) as supervisor:
         await eventually(lambda: supervisor.crashes == 2)
         await is_started(scheduler)
+        # What was said before the crash may still be on its way to the database: it must mean nothing after it.
+        assert scheduler.identity == scheduler.store.identity != first
+        assert scheduler.identity.split(":")[:2] == first.split(":")[:2]
         assert await scheduler.run_job("work") == "work"
     assert supervisor.crashes == 2
     assert isinstance(supervisor.last_crash, ExceptionGroup)

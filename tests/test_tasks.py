@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from duetime import tasks
+from duetime.attempts import NO_RETRY, Retry
 from duetime.errors import AmbiguousTask, DuplicateTask, InvalidArguments, InvalidTask, UnknownTask
-from duetime.tasks import NO_RETRY, OnCrash, Overlap, Retry, TaskOptions, TaskRegistry, reference, storable, task
+from duetime.options import OnCrash, Overlap, TaskOptions, concurrency_key, option_problems
+from duetime.tasks import TaskRegistry, reference, storable, task
 
 
 @pytest.fixture
@@ -98,12 +100,29 @@ def test_without_options_a_task_has_no_limit_skips_overlaps_and_runs_again_after
         ({"timeout": True}, "timeout"),
         ({"timeout": "30"}, "timeout"),
         ({"timeout": float("nan")}, "NaN"),
-        ({"timeout": 1e300}, "expected a known option"),
+        ({"timeout": 1e300}, "expected timeout in seconds that a timedelta can have"),
         ({"misfire_grace_time": 0}, "misfire_grace_time"),
         ({"misfire_grace_time": float("inf")}, "infinity"),
         ({"overlap": "sometimes"}, "sometimes"),
         ({"on_crash": "cry"}, "cry"),
+        ({"overlap": "bufer_one"}, "did you mean 'buffer_one'"),
+        ({"catch_up": "al"}, "did you mean 'all'"),
+        ({"catch_up_window": 5}, "at least 10 s, got 5 s"),
+        ({"catch_up": "none", "catch_up_window": 60}, "makes up for nothing, got both"),
+        ({"catch_up_overlap": "allow"}, 'only with catch_up="all"'),
+        ({"catch_up": "all", "catch_up_overlap": "skip"}, 'that is catch_up="latest"'),
+        ({"catch_up": "none", "catch_up_window": 5, "priority": 10}, "(?s)priority.*at least.*makes up for nothing"),
+        ({"priority": True}, "priority from 0 to 9"),
+        ({"concurrency_key": "customer"}, "parameter of .*, got 'customer'"),
+        ({"max_running_per_key": 2}, "together with concurrency_key"),
         ({"retry": 5}, r"Retry\(max_attempts=5\)"),
+        ({"start_deadline": 0}, "start_deadline"),
+        ({"on_failure": ""}, "on_failure"),
+        ({"on_failure": 5}, "on_failure"),
+        ({"on_failure": len}, "decorated with @task"),
+        ({"pause_on_failure": 0}, "pause_on_failure"),
+        ({"pause_on_failure": 101}, "pause_on_failure"),
+        ({"pause_on_failure": True}, "pause_on_failure"),
         ({"max_running_jobs": 0}, "max_running_jobs"),
         ({"max_running_jobs": -1}, "max_running_jobs"),
         ({"max_running_jobs": True}, "max_running_jobs"),
@@ -118,6 +137,14 @@ def test_an_option_without_a_meaning_is_refused_and_nothing_is_registered(
 ) -> None:
     with pytest.raises(InvalidTask, match=word):
         task(**options)(lambda: None)
+    assert len(registry) == 0
+
+
+def test_everything_that_is_wrong_with_a_task_is_said_at_once(registry: TaskRegistry) -> None:
+    with pytest.raises(InvalidTask) as caught:
+        task(timeout=-1, overlap="skipp", priority=12, pause_on_failure=0, on_failure="", max_running_jobs=0)(print)
+    for word in ("timeout", "did you mean 'skip'", "priority", "pause_on_failure", "on_failure", "max_running_jobs"):
+        assert word in caught.value.message
     assert len(registry) == 0
 
 
@@ -146,6 +173,9 @@ RETRIES = st.builds(
         retry=st.just(NO_RETRY) | RETRIES,
         overlap=st.sampled_from(Overlap),
         on_crash=st.sampled_from(OnCrash),
+        start_deadline=st.none() | st.timedeltas(timedelta(microseconds=1), timedelta(days=1000)),
+        on_failure=st.none() | st.text(min_size=1),
+        pause_on_failure=st.none() | st.integers(1, 100),
     )
 )
 def test_options_survive_the_metadata_of_the_store(options: TaskOptions) -> None:
@@ -161,7 +191,37 @@ def test_a_task_that_knows_nothing_of_options_has_the_stock_ones() -> None:
 def test_all_options_are_shown() -> None:
     shown = TaskOptions(timeout=timedelta(seconds=1.5)).shown()
     assert shown["timeout"] == 1.5
-    assert shown.keys() == {"timeout", "retry", "overlap", "on_crash"}
+    assert shown.keys() == {
+        *("timeout", "retry", "overlap", "on_crash", "catch_up", "catch_up_window", "catch_up_overlap"),
+        *("priority", "concurrency_key", "max_running_per_key", "start_deadline", "on_failure", "pause_on_failure"),
+    }
+
+
+def test_options_in_metadata_are_read_with_all_that_is_wrong_with_them() -> None:
+    assert option_problems({"free": 1, "duetime.tags": [], **TaskOptions().to_metadata()}) == []
+    wrong = {"duetime.overlap": "skp", "duetime.catch_upp": "all", "duetime.on_crash": None}
+    assert option_problems(wrong) == [
+        "overlap to be one of skip, allow, buffer_one, buffer_all, cancel_other, got 'skp', did you mean 'skip'?",
+        "a known option, got 'duetime.catch_upp', did you mean 'duetime.catch_up'?",
+        "on_crash to be one of retry, abandon, got None",
+    ]
+    assert len(option_problems({"duetime.catch_up": "none", "duetime.catch_up_window": 5})) == 2
+    assert option_problems({"duetime.catch_up_window": "long"})
+
+
+def test_a_concurrency_key_is_the_argument_however_it_is_given(registry: TaskRegistry) -> None:
+    @task(concurrency_key="customer")
+    def serve(order: int, customer: str = "c", *, urgent: bool = False) -> None: ...
+
+    metadata = registry.find("serve").options.to_metadata()
+    assert registry.find("serve").options.max_running_per_key == 1
+    assert concurrency_key(metadata, [1, "c"], {}) == concurrency_key(metadata, [1], {"customer": "c"}) == '"c"'
+    assert concurrency_key(metadata, [1], {}) == "left out"
+    assert concurrency_key(metadata, [1, {"b": 1, "a": 2}], {}) == concurrency_key(metadata, [1, {"a": 2, "b": 1}], {})
+    assert len(concurrency_key(metadata, [1, "x" * 5000], {}) or "") == 64
+    assert concurrency_key(TaskOptions().to_metadata(), [1, "c"], {}) is None
+    with pytest.raises(InvalidTask, match="did you mean 'customer'"):
+        task(concurrency_key="custommer")(serve)
 
 
 @given(RETRIES, st.integers(1, 1001))

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from . import work
+
 CALLERS = 50
 
 
@@ -23,6 +25,7 @@ class Place:
     password: str
     database: str
     tls: bool = False
+    redis: bool = False
 
     def url(self, scheme: str = "postgresql", **parameters: str) -> str:
         """Return the address as a URL; the parameters are added as they are."""
@@ -35,15 +38,23 @@ class Place:
         """The address for libpq's drivers and for asyncpg."""
         return self.url(sslmode="require" if self.tls else "disable")
 
+    @property
+    def redis_url(self) -> str:
+        """The address for Redis's drivers; a self-made certificate will do."""
+        return self.url("rediss", ssl_cert_reqs="none") if self.tls else self.url("redis")
+
 
 class Peer(ABC):
     """One way to keep jobs in a database and run them when they are due.
 
     :cvar packages: distributions whose versions are reported
-    :cvar pending: SQL that counts the one-offs that have not ended for the database; None where nobody can tell
+    :cvar pending: SQL (for peers on Redis: a script in Lua) that counts the one-offs that have not ended for the
+        database; None where nobody can tell
     :cvar adds_while_running: whether the documented place to add from is the process that runs the scheduler
-    :cvar registered: SQL that counts the stored recurring schedules, for peers that don't say when they are stored
+    :cvar registered: SQL or Lua that counts the stored recurring schedules, for peers that don't say when they are
+        stored
     :cvar multiply: SQL that makes ``$1`` further schedules, due in a year, of the one that :meth:`add` has stored
+    :cvar starts_nothing: why its scheduler cannot be started in an application; None: it can
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +62,7 @@ class Peer(ABC):
     adds_while_running: ClassVar[bool] = False
     registered: ClassVar[str | None] = None
     multiply: ClassVar[str | None] = None
+    starts_nothing: ClassVar[str | None] = None
 
     def __init__(self, place: Place, variant: str) -> None:
         self.place = place
@@ -100,6 +112,10 @@ class Peer(ABC):
 
     async def register_in_background(self) -> None:  # noqa: B027 - most have nothing to do
         """Do the rest of the registration, for peers whose documented way doesn't delay the application for it."""
+
+    def ran(self) -> list[work.Run]:
+        """Return what has run; the list is emptied by who takes it."""
+        return work.RAN
 
     async def page(self) -> None:
         """List a page of 50 schedules.

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,6 +49,25 @@ class Stalls:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started, and those that they have: the workers of some peers."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process; the kernel counts them in steps of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(pid: int) -> float:
+    """Return the MiB of a process that are in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 class Session:
@@ -106,7 +125,12 @@ class Session:
             "adds_while_running": self._adapter.adds_while_running,
             "registered": self._adapter.registered,
             "multiply": self._adapter.multiply,
+            "starts_nothing": self._adapter.starts_nothing,
         }
+
+    async def do_journal(self, path: str) -> None:
+        """Keep what runs in a file too, which outlives this process."""
+        work.keep(path)
 
     async def do_place(self, variant: str, **place: Any) -> None:
         self._peer = self._adapter(Place(**place), variant)
@@ -161,23 +185,27 @@ class Session:
         return time.time()
 
     async def do_ran(self) -> int:
-        return len(work.RAN)
+        return len(self.peer.ran())
 
     async def do_await(self, n: int, until: float) -> int:
         """Wait until ``n`` jobs have run here, or until that Unix time."""
-        while len(work.RAN) < n and time.time() < until:
+        while len(self.peer.ran()) < n and time.time() < until:
             await asyncio.sleep(0.005)
-        return len(work.RAN)
+        return len(self.peer.ran())
 
-    async def do_take(self) -> list[tuple[str, float, float]]:
+    async def do_take(self) -> list[work.Run]:
         """Return what ran, and forget it."""
-        ran, work.RAN[:] = list(work.RAN), []
-        return ran
+        ran = self.peer.ran()
+        taken, ran[:] = list(ran), []
+        return taken
 
     async def do_usage(self) -> dict[str, float]:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        return {"cpu": used.ru_utime + used.ru_stime, "memory": resident / 2**20}
+        children = list(descendants(os.getpid()))
+        return {
+            "cpu": used.ru_utime + used.ru_stime + sum(map(cpu_of, children)),
+            "memory": sum(map(memory_of, (os.getpid(), *children))),
+        }
 
     async def do_page(self) -> float:
         began = time.perf_counter()

@@ -29,7 +29,7 @@ async def measure(lab: Lab, case: Case) -> Figures:
     async with (
         lab.database(case) as database,
         lab.way(database, case.rtt) as counted,
-        lab.peer(case, counted.place if case.rtt else lab.server.place(database)) as driver,
+        lab.peer(case, counted.place if case.rtt else database.place) as driver,
     ):
         await driver.ask("open")
         if driver.about["adds_while_running"]:

@@ -8,7 +8,7 @@ from ..lab import Case, Figures, Lab
 from ..scale import Scale
 from . import firing, peers
 
-QUESTION = "1,000 / 10,000 one-offs due at one instant"
+QUESTION = "How fast do 1,000, 5,000, 10,000 one-offs run that are due at one instant?"
 HOW = (
     "stored beforehand by another process; 'ran' counts until the last job's function ran, 'ran and recorded' "
     "until the database held none that has not ended"

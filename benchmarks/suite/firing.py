@@ -11,17 +11,23 @@ from typing import Any
 
 from ..driver import Driver
 from ..errors import PeerFailed
-from ..lab import Case, Figures, Lab, Way
+from ..lab import Case, Database, Figures, Lab, Way
 from ..results import quantile
 
 DEADLINE = 90.0
 """Seconds after the last instant at which whatever has not run counts as lost."""
 
-SLOW_STORERS = ("apscheduler3", "apscheduler4", "dbos")
-"""Peers that store one-offs one by one: they get more time at first."""
+SLOW = ("apscheduler3", "apscheduler4", "dbos")
+"""Peers that store one-offs one by one, and start with many round trips: they get more time at first."""
 
-_leads: dict[tuple[str, int], float] = {}
-"""Seconds that storing so many one-offs took a peer in this run, so that the next time is planned right."""
+_storing: dict[str, float] = {}
+"""Seconds that storing one one-off took a peer in this run, so that the next time is planned right."""
+
+_starting: dict[tuple[str, float, int], float] = {}
+"""Seconds that starting so many workers at a distance took a peer in this run."""
+
+SETTLED = 1.5
+"""Seconds that the workers have run, at least, before the first instant."""
 
 
 @dataclass
@@ -32,7 +38,7 @@ class Fired:
     :ivar settled: seconds from the first instant until the database held none that has not ended; None: nobody can tell
     :ivar counts: what crossed the proxy, from when the workers ran until it was settled
     :ivar used: CPU seconds of the workers in that time
-    :ivar server_used: CPU seconds of PostgreSQL in that time; None: it is not on this machine
+    :ivar server_used: CPU seconds of the server in that time; None: it is not on this machine
     :ivar wal: bytes that the server wrote to its log in that time
     :ivar audited: what the audit has counted
     """
@@ -76,6 +82,18 @@ class Fired:
         }
         return figures | {"max": (max(self.lateness) * 1000, "ms")}
 
+    def over_time(self, seconds: int) -> dict[str, tuple[list[float], str]]:
+        """Return the lateness of what was due in each second since the first instant: half of it, and the greatest."""
+        slots: list[dict[str, float]] = [{} for _ in range(seconds)]
+        for key, due, ran in self.runs:
+            slot = slots[min(seconds - 1, int(due - self.first_due))]
+            slot[key] = min(slot.get(key, ran - due), ran - due)
+        latenesses = [list(slot.values()) for slot in slots]
+        return {
+            "lateness p50": ([quantile(each, 0.5) * 1000 for each in latenesses], "ms"),
+            "lateness max": ([max(each) * 1000 for each in latenesses], "ms"),
+        }
+
 
 async def fire(
     lab: Lab,
@@ -95,42 +113,46 @@ async def fire(
     :param counted: whether the workers' way leads through the counting proxy at no distance too
     :param audit: a query that counts what the store says about it afterwards
     """
-    guess = len(offsets) / 250 if case.peer in SLOW_STORERS else 1.0
-    lead = _leads.get((case.name, len(offsets)), guess)
+    number, start = len(offsets), (case.name, case.rtt, workers)
+    slow = case.peer in SLOW
+    storing = _storing.get(case.name, 1 / 300 if slow else 1 / 2000) * number
+    starting = _starting.get(start, 1.0 + workers + (250 if slow else 30) * case.rtt)
     while True:
         async with lab.database(case) as database:
             if others:
                 await multiply(lab, case, database, others)
-            watcher = await lab.server.connect(database)
+            watcher = await database.connect()
             try:
-                # The way of the workers' start: at a distance some peers need many round trips for it.
-                begin = time.time() + lead * 1.5 + 3.0 + workers + 120 * case.rtt
+                begin = time.time() + (storing + starting) * 1.3 + SETTLED + 1.0
                 items = [(f"job{i}", begin + offset) for i, offset in enumerate(offsets)]
-                async with lab.peer(case, lab.server.place(database)) as feeder:
+                async with lab.peer(case, database.place) as feeder:
                     await feeder.ask("open")
                     asked = time.time()
                     done = await feeder.ask("store", items=items, timeout=300)
-                    _leads[case.name, len(offsets)] = lead = done - asked
+                    _storing[case.name] = (done - asked) / number
                     pending = feeder.about["pending"]
+                stored = time.time()
                 async with _workers(lab, case, database, workers, counted=counted) as (drivers, way):
-                    if time.time() + 1.5 > begin:  # too late: all again, with more time
-                        _leads[case.name, len(offsets)] = lead = time.time() - asked
-                        if lead > 240:
-                            raise PeerFailed(f"storing {len(offsets)} one-offs and starting took {lead:.0f} s")
+                    _starting[start] = time.time() - stored
+                    if time.time() + SETTLED > begin:  # too late: all again, with more time
+                        storing, starting = (done - asked) * 1.5, _starting[start] * 1.5
+                        if storing + starting > 240:
+                            raise PeerFailed(f"storing {number} one-offs and starting took {time.time() - asked:.0f} s")
                         continue
                     if way is not None:
                         await way.take()
-                    used, written, server_used = await _cpu(drivers), await lab.server.written(), lab.server.cpu()
-                    settled = await _watch(drivers, watcher, pending, len(offsets), begin, max(offsets))
-                    server_after = lab.server.cpu()
+                    server = database.server
+                    used, written, server_used = await _cpu(drivers), await server.written(), server.cpu()
+                    settled = await _watch(drivers, watcher, pending, number, begin, max(offsets))
+                    server_after = server.cpu()
                     return Fired(
-                        asked=len(offsets),
+                        asked=number,
                         first_due=begin,
                         settled=settled,
                         counts=await way.take() if way is not None else {},
                         used=await _cpu(drivers) - used,
                         server_used=None if server_used is None or server_after is None else server_after - server_used,
-                        wal=await lab.server.written() - written,
+                        wal=await server.written() - written,
                         audited=None if audit is None else await watcher.fetchval(audit),
                         runs=[tuple(run) for driver in drivers for run in await driver.ask("take")],
                     )
@@ -140,13 +162,13 @@ async def fire(
 
 @asynccontextmanager
 async def _workers(
-    lab: Lab, case: Case, database: str, number: int, *, counted: bool
+    lab: Lab, case: Case, database: Database, number: int, *, counted: bool
 ) -> AsyncIterator[tuple[list[Driver], Way | None]]:
     async with AsyncExitStack() as stack:
         way = None
         if case.rtt or counted:
             way = await stack.enter_async_context(lab.way(database, case.rtt))
-        place = lab.server.place(database) if way is None else way.place
+        place = database.place if way is None else way.place
         drivers = [await stack.enter_async_context(lab.peer(case, place)) for _ in range(number)]
         await asyncio.gather(*(_start(driver) for driver in drivers))
         yield drivers, way
@@ -182,15 +204,15 @@ async def _watch(
     raise PeerFailed(f"{await watcher.fetchval(pending)} of {number} one-offs ran and are not recorded as ended")
 
 
-async def multiply(lab: Lab, case: Case, database: str, number: int) -> None:
+async def multiply(lab: Lab, case: Case, database: Database, number: int) -> None:
     """Put that many further schedules into the store, due in a year: one by the peer, the others as copies of it."""
-    async with lab.peer(case, lab.server.place(database)) as driver:
+    async with lab.peer(case, database.place) as driver:
         statement = driver.about["multiply"]
         if statement is None:
             raise PeerFailed("there is no way to put so many schedules into its store")
         await driver.ask("open")
         await driver.ask("add", n=1, callers=1, due=time.time() + 365 * 86400, prefix="one")
-    connection = await lab.server.connect(database)
+    connection = await database.connect()
     try:
         await connection.execute("set synchronous_commit = off")
         await connection.execute(statement.replace("$1", str(number)))

@@ -23,7 +23,8 @@ def cases(scale: Scale) -> Iterator[Case]:
     """Yield what is measured."""
     for others in scale.others:
         for case in peers.everybody(f"{others:,} others", size=others):
-            if case.peer != "dbos" and (scale.queues or case.peer in ("duetime", "apscheduler4", "pgqueuer")):
+            in_form = scale.queues or case.peer in ("duetime", "apscheduler4", "pgqueuer")
+            if in_form and case.peer != "dbos" and not case.on_redis:
                 yield case
 
 
@@ -46,7 +47,7 @@ async def _look(lab: Lab, case: Case, others: int) -> Figures:
     async with lab.database(case) as database:
         if others:
             await firing.multiply(lab, case, database, others)
-        async with lab.peer(case, lab.server.place(database)) as driver:
+        async with lab.peer(case, database.place) as driver:
             await driver.ask("open")
             added = await driver.ask("add_for", seconds=1.0, callers=1, due=time.time() + 365 * 86400, prefix="alone")
             figures["add"] = (added["n"] / added["seconds"], "ops/s")
@@ -57,5 +58,5 @@ async def _look(lab: Lab, case: Case, others: int) -> Figures:
                     raise
             figures["memory"] = ((await driver.ask("usage"))["memory"], "MiB")
         async with lab.way(database, 0) as way, lab.peer(case, way.place) as driver:
-            figures["start-up"] = (await startup.start_application(lab, driver, database, way))["ready"]
+            figures["start-up"] = (await startup.start_application(driver, database, way))["ready"]
     return figures

@@ -35,23 +35,22 @@ async def measure(lab: Lab, case: Case) -> Figures:
         await driver.ask("add", n=1, callers=1, due=time.time() + 3600, prefix="one")
         await driver.ask("start")
         await asyncio.sleep(10)
-        watcher = await lab.server.connect(database)
+        watcher = await database.connect()
         try:
             committed = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
             await way.take()
-            before, began = await watcher.fetchval(committed), time.monotonic()
+            before = 0 if case.on_redis else await watcher.fetchval(committed)
+            began = time.monotonic()
             await asyncio.sleep(case.seconds)
             crossed = await way.take()
-            transactions = await watcher.fetchval(committed) - before - 1  # the look itself was one
+            # The look itself was one.
+            transactions = 0 if case.on_redis else await watcher.fetchval(committed) - before - 1
             minutes = (time.monotonic() - began) / 60
-            connections = await watcher.fetchval(
-                "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-            )
+            connections = await database.server.connections(watcher)
         finally:
             await watcher.close()
-    return {
-        "round trips": (crossed["round_trips"] / minutes, "per min"),
-        "statements": (crossed["statements"] / minutes, "per min"),
-        "transactions": (max(0, transactions) / minutes, "per min"),
-        "connections": (connections, ""),
-    }
+    figures: Figures = {"round trips": (crossed["round_trips"] / minutes, "per min")}
+    if not case.on_redis:
+        figures["statements"] = (crossed["statements"] / minutes, "per min")
+        figures["transactions"] = (max(0, transactions) / minutes, "per min")
+    return figures | {"connections": (connections, "")}

@@ -17,7 +17,7 @@ def cases(scale: Scale) -> Iterator[Case]:
     """Yield what is measured."""
     for number in scale.nodes:
         for case in peers.everybody(f"{number} process{'' if number == 1 else 'es'}", size=number):
-            if scale.queues or case.peer in ("duetime", "apscheduler4", "pgqueuer"):
+            if scale.queues or case.on_redis or case.peer in ("duetime", "apscheduler4", "pgqueuer"):
                 yield case
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 
 from ..driver import Driver
-from ..errors import PeerFailed
-from ..lab import Case, Figures, Lab, Way
+from ..errors import NotMeasurable, PeerFailed
+from ..lab import Case, Database, Figures, Lab, Way
 from ..results import quantile
 from ..scale import Scale
 from . import peers
@@ -28,7 +28,7 @@ LONGEST = 180.0
 def cases(scale: Scale) -> Iterator[Case]:
     """Yield what is measured."""
     for rtt in scale.startup_rtts:
-        for peer, store in (*peers.FIRST, ("apscheduler3", "memory"), *peers.VERSION_3, *peers.QUEUES):
+        for peer, store in (*peers.FIRST, ("apscheduler3", "memory"), *peers.VERSION_3, *peers.QUEUES, *peers.REDIS):
             yield Case(peer, store, peers.distance(rtt), rtt)
 
 
@@ -39,11 +39,13 @@ async def measure(lab: Lab, case: Case) -> Figures:
         lab.way(database, case.rtt) as way,
         lab.peer(case, way.place) as driver,
     ):
-        return await start_application(lab, driver, database, way)
+        return await start_application(driver, database, way)
 
 
-async def start_application(lab: Lab, driver: Driver, database: str, way: Way) -> Figures:
+async def start_application(driver: Driver, database: Database, way: Way) -> Figures:
     """Start the application once, and ask it all the while."""
+    if driver.about["starts_nothing"]:
+        raise NotMeasurable(driver.about["starts_nothing"])
     await driver.ask("load", schedules=SCHEDULES)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,7 +57,7 @@ async def start_application(lab: Lab, driver: Driver, database: str, way: Way) -
         started = await serving
         ready = started["ready"]
         if registered := driver.about["registered"]:
-            ready = max(ready, await _until_registered(lab, database, registered))
+            ready = max(ready, await _until_registered(database, registered))
         crossed = await way.take()
         await asyncio.sleep(0.1)
     finally:
@@ -72,8 +74,8 @@ async def start_application(lab: Lab, driver: Driver, database: str, way: Way) -
     }
 
 
-async def _until_registered(lab: Lab, database: str, registered: str) -> float:
-    watcher = await lab.server.connect(database)
+async def _until_registered(database: Database, registered: str) -> float:
+    watcher = await database.connect()
     try:
         until = time.monotonic() + LONGEST
         while await watcher.fetchval(registered) < SCHEDULES:

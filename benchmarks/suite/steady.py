@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..lab import Case, Figures, Lab
+from ..lab import Case, Figures, FiguresOverTime, Lab
 from ..scale import Scale
 from . import firing, peers
 
@@ -22,6 +22,7 @@ def cases(scale: Scale) -> Iterator[Case]:
             # At a distance raw APScheduler 4 falls behind for longer than the short form takes as a whole.
             if (
                 scale.queues
+                or case.on_redis
                 or case.peer in ("floor", "duetime", "pgqueuer")
                 or (case.peer.startswith("ap") and not rtt)
             ):
@@ -33,4 +34,4 @@ async def measure(lab: Lab, case: Case) -> Figures:
     number = int(case.size * case.seconds)
     fired = await firing.fire(lab, case, [i / case.size for i in range(number)])
     fired.check()
-    return fired.latenesses(0.5, 0.99)
+    return FiguresOverTime(fired.latenesses(0.5, 0.99), fired.over_time(int(case.seconds)))

@@ -9,19 +9,20 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any, Self
 
-from apscheduler import AsyncScheduler
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from . import builtin
 from .broker import PostgresEventBroker
+from .defining import Rules
 from .errors import NotStarted
 from .local import LocalDatabase
 from .observe import LoopWatchdog
-from .scheduler import Supervisor, build_scheduler
+from .scheduler import DuetimeScheduler, Supervisor, build_scheduler
 from .service import Service
 from .settings import DatabaseUrl, Settings
-from .store.connections import DirectConnections, connect
+from .store.connections import DirectConnections
+from .store.driver import connect
 from .tasks import TaskRegistry, registry
 from .web import api, handlers, health
 from .web.lifespan import lifespan
@@ -53,11 +54,13 @@ class Duetime:
         url = self.settings.database
         self._local = LocalDatabase(self.settings.data_dir) if url is None else None
         self._connections = DirectConnections(self._database_url, size=self.settings.pool_size)
-        self._broker = PostgresEventBroker("", channel=self.settings.schema_name, connect=self.connect)
+        self._broker = PostgresEventBroker("", channel=self.settings.schema_name, shares=self._connections)
         self._scheduler = build_scheduler(self.settings, self._connections, self._broker, registry)
         self._supervisor = Supervisor(self._scheduler, drain_timeout=self.settings.drain_timeout)
         self.watchdog = LoopWatchdog(self.settings.stall_threshold.total_seconds())
-        self._service = Service(self._scheduler, self._scheduler.store, registry, self._problem)
+        self._service = Service(
+            self._scheduler, self._scheduler.store, registry, self._problem, rules=Rules(self.settings.min_interval)
+        )
         self._lifespan = lifespan(self)
         self._stack: AsyncExitStack | None = None
 
@@ -85,8 +88,11 @@ class Duetime:
         return None if crash is None else f"the scheduler crashed ({type(crash).__name__}: {crash}) and starts again"
 
     @property
-    def scheduler(self) -> AsyncScheduler:
-        """The scheduler. Calls made before it has started wait for the database, within ``call_timeout``."""
+    def scheduler(self) -> DuetimeScheduler:
+        """The scheduler, an ``apscheduler.AsyncScheduler``.
+
+        Calls made before it has started wait for the database, within ``call_timeout``.
+        """
         return self._scheduler
 
     @property

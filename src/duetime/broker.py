@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from inspect import isawaitable
 from logging import Logger, getLogger
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from uuid import UUID, uuid4
 
 import apscheduler
@@ -61,9 +61,11 @@ _KINDS: dict[str, type] = {
     "finished": bool,
 }
 _LONGEST_TEXT = 1000
-# What the loops of a scheduler subscribe to, and so what tells their subscriptions from a user's.
+# What the loops of a scheduler subscribe to.
 _JOB_LOOP = frozenset({apscheduler.JobAdded, apscheduler.JobReleased})
 _SCHEDULE_LOOP = frozenset({apscheduler.ScheduleAdded, apscheduler.ScheduleUpdated})
+# The module of the loops, and so of what they subscribe; that of the class itself says where it is imported from.
+_SCHEDULER = apscheduler.AsyncScheduler.subscribe.__module__
 
 
 def encode(event: Event) -> str | None:
@@ -109,6 +111,35 @@ def decode(text: str) -> Event | None:
         return None
 
 
+class Ears(Protocol):
+    """Connections that somebody else keeps, and that can listen."""
+
+    async def listen(self, channel: str, receive: Callable[..., None]) -> asyncpg.Connection:
+        """Listen on one of them, and return it; it goes on being used for other things."""
+
+    def acquire(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend one of them."""
+
+
+DEAF = (
+    "A pooler is between this node and its database, so it does not hear other nodes, and finds what they do by its "
+    "poll. Use the database's direct address, if there is one"
+)
+
+
+async def _is_pooled(connection: asyncpg.Connection) -> bool:
+    """Return whether the server's session has another number than the connection was told, as behind a pooler."""
+    answer = bytearray()
+
+    async def take(data: bytes) -> None:
+        answer.extend(data)
+
+    # A COPY is sent as it is, without a prepared statement, which a pooler may not carry.
+    await connection.copy_from_query("select pg_backend_pid()", output=take)
+    told: int = connection.get_server_pid()
+    return int(answer) != told
+
+
 @dataclass(eq=False, slots=True)
 class _LocalSubscription(Subscription):
     source: PostgresEventBroker
@@ -116,6 +147,8 @@ class _LocalSubscription(Subscription):
     event_types: frozenset[type[Event]] | None
     is_async: bool
     one_shot: bool
+    loop: frozenset[type[Event]] | None
+    """``_JOB_LOOP`` or ``_SCHEDULE_LOOP`` if it is a scheduler's loop that has subscribed, and not a user."""
 
     def unsubscribe(self) -> None:
         self.source._subscriptions.pop(self, None)
@@ -127,13 +160,13 @@ class PostgresEventBroker(EventBroker):
 
     Cures of 4.0.0a6: the stock broker drops every event with anyio ≥ 4.14 (``start_soon`` outside a task), ends its
     LISTEN loop on other errors than ``InterfaceError``, builds any class a payload names, raises on payloads over
-    7,999 bytes, and queries every ten seconds for ever.
+    7,999 bytes, and takes a connection whose other end has gone without a word for a living one.
 
     :param dsn: address of the database; a ``-pooler`` host of Neon is replaced by the direct one, because LISTEN does
         not work through a transaction-mode pooler
     :param options: further keyword arguments of :func:`asyncpg.connect`
     :param channel: NOTIFY channel; nodes that share a store share it
-    :param max_idle_time: accepted for compatibility; a lost connection is noticed by TCP keep-alive, not by queries
+    :param max_idle_time: seconds after which a connection of the broker's own is asked whether it is still there
     :param serializer: accepted for compatibility; events have a form of their own that names no classes
     :param retry_settings: accepted for compatibility; the connection is tried again for ever, with back-off
     """
@@ -146,14 +179,19 @@ class PostgresEventBroker(EventBroker):
     retry_settings: RetrySettings | None = attrs.field(kw_only=True, default=None)
     connect: Callable[[], Awaitable[asyncpg.Connection]] | None = attrs.field(kw_only=True, default=None)
     """Opens the listening connection, where ``dsn`` and ``options`` do not say it all."""
+    shares: Ears | None = attrs.field(kw_only=True, default=None)
+    """Connections of a store, one of which listens too, in place of one of the broker's own."""
 
     origin: str = attrs.field(init=False, factory=lambda: uuid4().hex[:12])
     """Marks this broker's own messages, which it does not deliver a second time."""
     on_hint: Callable[[Event | None], None] | None = attrs.field(init=False, default=None)
     """Called with each event from another node, and with None after a gap in listening."""
+    is_deaf: bool = attrs.field(init=False, default=False)
+    """Whether a pooler is between, so that the connection listens and hears nothing."""
     _subscriptions: dict[_LocalSubscription, None] = attrs.field(init=False, factory=dict)
     _deliveries: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
     _connection: asyncpg.Connection | None = attrs.field(init=False, default=None)
+    _listener: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _listening: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _speaking: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _logger: Logger = attrs.field(init=False, factory=lambda: getLogger(__name__))
@@ -183,18 +221,27 @@ class PostgresEventBroker(EventBroker):
     async def start(self, exit_stack: AsyncExitStack, logger: Logger) -> None:
         """Begin to listen, in the background: an unreachable database delays events, not the start."""
         self._logger = logger
-        listener = asyncio.create_task(self._listen(), name="duetime listener")
+        listener = self._listener = asyncio.create_task(self._listen(), name="duetime listener")
         exit_stack.push_async_callback(self._stop, listener)
+        await asyncio.sleep(0)  # it asks for its connection before anybody does whose first look should miss nothing
 
     async def publish(self, event: Event) -> None:
         """Deliver the event here and, if the connection is up, on the other nodes."""
         await self.publish_local(event)
-        connection = self._connection
         message = self.message([event])
-        if message and connection is not None:
+        if message and self._connection is not None:
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                async with self._speaker() as connection:
+                    await connection.execute("select pg_notify($1, $2)", self.channel, message, timeout=5)
+
+    @asynccontextmanager
+    async def _speaker(self) -> AsyncIterator[asyncpg.Connection]:
+        if self.shares is not None:
+            async with self.shares.acquire() as connection:
+                yield connection
+        elif (own := self._connection) is not None:
             async with self._speaking:  # the driver does one thing at a time
-                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    await connection.execute("select pg_notify($1, $2)", self.channel, message)
+                yield own
 
     async def publish_local(self, event: Event) -> None:
         """Deliver the event to the subscribers on this node."""
@@ -210,7 +257,9 @@ class PostgresEventBroker(EventBroker):
     ) -> Subscription:
         """Call ``callback`` with each event of the given types (None: all) until unsubscribed."""
         types = frozenset(event_types) if event_types else None
-        subscription = _LocalSubscription(self, callback, types, is_async, one_shot)
+        is_of_scheduler = getattr(callback, "__module__", None) == _SCHEDULER
+        loop = types if is_of_scheduler and types in (_JOB_LOOP, _SCHEDULE_LOOP) else None
+        subscription = _LocalSubscription(self, callback, types, is_async, one_shot, loop)
         self._subscriptions[subscription] = None
         return subscription
 
@@ -241,10 +290,9 @@ class PostgresEventBroker(EventBroker):
         return payloads
 
     def has_subscribers(self, event_type: type[Event]) -> bool:
-        """Return whether anybody on this node wants events of the type, the scheduler's own job loop aside."""
+        """Return whether anybody on this node wants events of the type, the scheduler's own loops aside."""
         return any(
-            subscription.event_types is None
-            or (event_type in subscription.event_types and subscription.event_types != _JOB_LOOP)
+            subscription.loop is None and (subscription.event_types is None or event_type in subscription.event_types)
             for subscription in self._subscriptions
         )
 
@@ -252,14 +300,14 @@ class PostgresEventBroker(EventBroker):
         """Make this node's job loop ask for jobs, without an event that other subscribers would see."""
         event = apscheduler.JobAdded(job_id=uuid4(), task_id="", schedule_id=None)
         for subscription in list(self._subscriptions):
-            if subscription.event_types == _JOB_LOOP:
+            if subscription.loop == _JOB_LOOP:
                 self._start(subscription, event)
 
     def nudge_schedulers(self) -> None:
         """Make this node's schedule loop look for due schedules, without an event that other subscribers would see."""
         event = apscheduler.ScheduleUpdated(schedule_id="", task_id="", next_fire_time=datetime.fromtimestamp(0, UTC))
         for subscription in list(self._subscriptions):
-            if subscription.event_types == _SCHEDULE_LOOP:
+            if subscription.loop == _SCHEDULE_LOOP:
                 self._start(subscription, event)
 
     def deliver(self, event: Event) -> None:
@@ -283,7 +331,7 @@ class PostgresEventBroker(EventBroker):
                     await outcome
             else:
                 await asyncio.to_thread(subscription.callback, event)
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):  # which would end the process
             self._logger.exception("A subscriber failed on %s", type(event).__name__)
 
     # -- listening ----------------------------------------------------------------------------------------------------
@@ -291,6 +339,11 @@ class PostgresEventBroker(EventBroker):
     async def wait_listening(self) -> None:
         """Wait until the connection listens."""
         await self._listening.wait()
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether what other nodes say is heard."""
+        return self._connection is not None and not self._connection.is_closed() and not self.is_deaf
 
     async def _open(self) -> asyncpg.Connection:
         if self.connect is not None:
@@ -302,30 +355,53 @@ class PostgresEventBroker(EventBroker):
         """Keep one listening connection for as long as the broker runs."""
         wait = 0.0
         while True:
-            lost = asyncio.Event()
-            connection: asyncpg.Connection | None = None
+            own: asyncpg.Connection | None = None
             try:
-                connection = await self._open()
-                connection.add_termination_listener(lambda _connection, lost=lost: lost.set())
-                await connection.add_listener(self.channel, self._receive)
-                self._connection = connection
-                self._listening.set()
+                if self.shares is not None:
+                    connection = await self.shares.listen(self.channel, self._receive)
+                else:
+                    connection = own = await self._open()
+                    await own.add_listener(self.channel, self._receive)
+                    self.is_deaf = await _is_pooled(own)
+                    if self.is_deaf:
+                        self._logger.warning(DEAF)
                 wait = 0.0
-                # Whatever was said while nobody listened has to be looked up.
-                if self.on_hint is not None:
-                    self.on_hint(None)
-                if not connection.is_closed():
-                    await lost.wait()
+                await self._hear(connection, pings=own is not None)
                 self._logger.warning("The listening connection was lost; connecting again")
             except Exception as exc:  # an address that cannot be read today may be right tomorrow
                 self._logger.warning("Cannot listen for events (%s: %s); trying again", type(exc).__name__, exc)
             finally:
                 self._connection = None
                 self._listening.clear()
-                if connection is not None:
-                    connection.terminate()
+                if own is not None:
+                    own.terminate()
             wait = min(1.0, wait * 2 or 0.05)
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnecting nodes
+
+    async def _hear(self, connection: asyncpg.Connection, *, pings: bool) -> None:
+        """Return when the connection does not listen any more.
+
+        :param pings: ask now and then whether the other end is still there, which nobody else does
+        """
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _connection: lost.set())
+        self._connection = connection
+        self._listening.set()
+        # Whatever was said while nobody listened has to be looked up.
+        if self.on_hint is not None:
+            self.on_hint(None)
+        while not (connection.is_closed() or lost.is_set()):
+            try:
+                async with asyncio.timeout(self.max_idle_time if pings else None):
+                    await lost.wait()
+            except TimeoutError:
+                async with self._speaking:
+                    await connection.execute("select 1", timeout=5)
+
+    def stop_listening(self) -> None:
+        """Listen no more, ahead of the end: whoever keeps the connections is about to close them."""
+        if self._listener is not None:
+            self._listener.cancel()
 
     async def _stop(self, listener: asyncio.Task[None]) -> None:
         listener.cancel()

@@ -1,4 +1,4 @@
-"""The command line: ``duetime serve`` and ``duetime check``.
+"""The command line: ``duetime serve`` and ``duetime check``, and ``duetime migrate`` from ``v3/cli.py``.
 
 Exit status 0: done · 1: it failed · 2: wrong usage or settings. Messages go to standard error, results to
 standard output.
@@ -7,7 +7,7 @@ standard output.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import gc
 import json
 import logging
 import logging.config
@@ -16,11 +16,10 @@ import signal
 import socket
 import sys
 import threading
-import traceback
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.metadata import version
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -33,6 +32,8 @@ from .errors import DuetimeError, InvalidSettings
 from .local import LocalDatabase
 from .settings import Settings
 from .store.connections import DirectConnections
+from .terminal import FAILED, WRONG_USAGE, import_task_modules, refuse
+from .v3.cli import migrate
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -44,9 +45,6 @@ logger = logging.getLogger("duetime.cli")
 _LAST_MOMENT = 0.3
 """Seconds that the process has to end by itself once everything has stopped."""
 
-FAILED = 1
-WRONG_USAGE = 2
-
 app = typer.Typer(
     name="duetime",
     help="Scheduled jobs in PostgreSQL.",
@@ -54,6 +52,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(migrate, name="migrate")
 
 
 def main() -> None:
@@ -105,13 +104,13 @@ def _serve(options: dict[str, Any]) -> None:
     try:
         settings = Settings(**{name: value for name, value in options.items() if value not in (None, ())})
     except InvalidSettings as exc:
-        _refuse([f"{detail['where']}: {detail['problem']}" for detail in exc.details], WRONG_USAGE)
+        refuse([f"{detail['where']}: {detail['problem']}" for detail in exc.details], WRONG_USAGE)
     if problems := settings.problems():
-        _refuse(problems, WRONG_USAGE)
+        refuse(problems, WRONG_USAGE)
     configure_logging(settings.log_level)
     for warning in settings.warnings():
         logger.warning("%s", warning)
-    _import_task_modules(settings.task_modules)
+    import_task_modules(settings.task_modules)
     listener = _listen(settings.host, settings.port)
 
     duetime = Duetime(settings)
@@ -125,6 +124,9 @@ def _serve(options: dict[str, Any]) -> None:
     server = _Server(config, duetime)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     logger.info("Duetime %s at http://%s:%d", version("duetime"), name, listener.getsockname()[1])
+    # What has been imported stays: a full collection would go through all of it each time, and hold the event loop for
+    # far longer than the 20 ms of promise 7.
+    gc.freeze()
     server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(FAILED)
@@ -199,41 +201,6 @@ def _print_check(result: dict[str, Any]) -> None:
         console.print("Everything is in order.")
 
 
-def _refuse(problems: Iterable[str], status: int) -> NoReturn:
-    """Print the problems to standard error and end."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for problem in problems:
-        console.print(Text.assemble(("Error: ", "bold red"), problem))
-    raise typer.Exit(status)
-
-
-def _import_task_modules(names: Iterable[str]) -> None:
-    """Import the modules, from the current directory as well, as ``python -m`` does."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    problems = []
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except (Exception, SystemExit) as exc:
-            problems.append(f"expected to import the task module {name!r}, got {_own_words(exc)}.")
-    if problems:
-        _refuse(problems, WRONG_USAGE)
-
-
-def _own_words(exc: BaseException) -> str:
-    """Return an import's error with the place in the user's code where it arose."""
-    said = "".join(traceback.format_exception_only(exc)).strip().splitlines()[-1]
-    places = [
-        (frame.filename, frame.lineno)
-        for frame in traceback.extract_tb(exc.__traceback__)
-        if not frame.filename.startswith("<frozen") and frame.filename not in (__file__, importlib.__file__)
-    ]
-    if isinstance(exc, SyntaxError) and exc.filename:
-        places.append((exc.filename, exc.lineno))
-    return f"{said} ({places[-1][0]}, line {places[-1][1]})" if places else said
-
-
 class _Server(uvicorn.Server):
     """Stops within the drain time and a second: jobs are drained while requests are, and a second signal ends both.
 
@@ -301,7 +268,7 @@ def _listen(host: str, port: int) -> socket.socket:
             f"expected a free TCP port, got {host}:{port}, where one cannot listen ({reason}). "
             f"Stop the other program or choose another port (--port, DUETIME_PORT or PORT; 0: a free one)."
         )
-        _refuse([problem], FAILED)
+        refuse([problem], FAILED)
 
 
 class _PlainStartupErrors:

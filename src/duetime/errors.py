@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar
+from uuid import UUID
 
 from apscheduler import (
     ConflictingIdError,
     DeserializationError,
+    JobLookupError,
     ScheduleLookupError,
     SerializationError,
     TaskLookupError,
@@ -132,6 +134,18 @@ class InvalidTask(DuetimeError):
     code = "invalid_task"
 
 
+class InvalidOptions(DuetimeError):
+    """Options of a schedule have no meaning, or contradict each other or its trigger; ``details`` lists them all."""
+
+    code = "invalid_options"
+
+
+class InvalidSchedule(DuetimeError):
+    """Several things are wrong with a schedule, or with some of many; ``details`` lists them all."""
+
+    code = "invalid_schedule"
+
+
 class InvalidArguments(DuetimeError):
     """The arguments do not fit the task function's signature; ``details`` names each of them."""
 
@@ -160,6 +174,18 @@ class TriggerNeverFires(InvalidTrigger):
     """The trigger has no fire time at all, so the schedule could never run."""
 
     code = "trigger_never_fires"
+
+
+class FiresTooOften(InvalidTrigger):
+    """The trigger's fires are closer to each other than this node allows."""
+
+    code = "fires_too_often"
+
+
+class TooManyFires(DuetimeError):
+    """The range has more fires than one backfill may make."""
+
+    code = "too_many_fires"
 
 
 class UnsupportedValue(DuetimeError, SerializationError):
@@ -198,10 +224,46 @@ class ScheduleNotFound(DuetimeError, ScheduleLookupError):
         )
 
 
+class PreconditionFailed(DuetimeError):
+    """The schedule has been changed since it was read, so a change that was made for what it was is refused."""
+
+    code = "precondition_failed"
+
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(
+            f"expected the schedule {schedule_id!r} as it was when it was read, got one that has been changed since. "
+            f"Read it again, and make the change for what it is now."
+        )
+
+
 class RunNotFound(DuetimeError):
     """No run of that id is stored."""
 
     code = "run_not_found"
+
+
+class JobNotFound(DuetimeError, JobLookupError):
+    """No job of that id is queued or running."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: UUID, outcome: str | None = None) -> None:
+        ended = "no such job" if outcome is None else f"one that has ended with the outcome {outcome!r}"
+        super().__init__(
+            f"expected the id of a job that is queued or running, got {str(job_id)!r}: {ended}. `GET /jobs` lists them."
+        )
+
+
+class NotInJob(DuetimeError, LookupError):
+    """Something was asked of the job at hand where there is none."""
+
+    code = "not_in_job"
+
+
+class NoEquivalent(DuetimeError, NotImplementedError):
+    """APScheduler 3 has something that has no equivalent here."""
+
+    code = "no_equivalent"
 
 
 class UnknownExecutor(DuetimeError):
@@ -268,3 +330,75 @@ class LocalDatabaseFailed(DuetimeError):
     """The embedded PostgreSQL could not be started."""
 
     code = "local_database_failed"
+
+
+class V3NotChangeable(DuetimeError):
+    """The table of APScheduler 3 cannot be changed: no permission, or somebody keeps it locked."""
+
+    code = "v3_not_changeable"
+
+
+class V3MigrationRunning(DuetimeError):
+    """Another migration from APScheduler 3 is at work on this database."""
+
+    code = "v3_migration_running"
+
+
+class V3MigrationUnfinished(DuetimeError):
+    """What was asked for has to wait until something that was begun before has been brought to its end."""
+
+    code = "v3_migration_unfinished"
+
+
+class V3StillRunning(DuetimeError):
+    """APScheduler 3 was said to be stopped, and has changed a row meanwhile."""
+
+    code = "v3_still_running"
+
+
+class InvalidMapping(DuetimeError):
+    """What ``duetime migrate v3`` was told of v3's functions and executors has no meaning."""
+
+    code = "invalid_mapping"
+
+
+class MigrationFailed(DuetimeError):
+    """``duetime migrate`` cannot go on; what it has done so far stands."""
+
+    code = "migration_failed"
+
+
+class UnreadablePickle(DuetimeError):
+    """The bytes are not the pickle of a job of APScheduler 3, or it would take too much memory to read it."""
+
+    code = "unreadable_pickle"
+
+
+class ClassNotAllowed(DuetimeError):
+    """A class given to ``--allow-class`` cannot be found, or is neither an enum nor a dataclass."""
+
+    code = "class_not_allowed"
+
+
+class InvalidSource(DuetimeError):
+    """The address of APScheduler 3's database, or the name of its table, is not one that can be read."""
+
+    code = "invalid_source"
+
+
+class NotAV3Table(DuetimeError):
+    """The table does not exist, or is not one that APScheduler 3 stores its jobs in."""
+
+    code = "not_a_v3_table"
+
+
+class SourceRefused(DuetimeError):
+    """The database of APScheduler 3 does not let this user in, or not read the table."""
+
+    code = "source_refused"
+
+
+class SourceUnavailable(DuetimeError, ConnectionError):
+    """The database of APScheduler 3 cannot be reached, or went away in the middle."""
+
+    code = "source_unavailable"

@@ -22,8 +22,10 @@ from anyio import CancelScope, CapacityLimiter, to_process
 from apscheduler import Job
 from apscheduler.abc import JobExecutor
 
+from .attempts import Attempt, attempt_at_hand
 from .errors import InvalidTask, TaskAborted, TaskTimeout, UnknownExecutor
-from .tasks import AUTO_EXECUTOR, TaskOptions, TaskRegistry
+from .options import TaskOptions
+from .tasks import AUTO_EXECUTOR, TaskRegistry
 from .threads import DaemonThreads, ThreadCall
 
 logger = logging.getLogger(__name__)
@@ -113,6 +115,16 @@ class Coroutines:
             work.cancel()
 
 
+def _is_coroutine_function(function: partial[Any]) -> bool:
+    target = unwrap(function.func)
+    return iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+
+
+async def _outcome_of(function: Callable[[], Any]) -> Any:
+    outcome = function()
+    return await outcome if isawaitable(outcome) else outcome
+
+
 async def _contained(awaitable: Awaitable[Any]) -> Any:
     """Await, and let nothing out of the task that the event loop would end the process for."""
     try:
@@ -138,7 +150,7 @@ def _forget(work: asyncio.Task[Any]) -> None:
 def _said(exception: BaseException) -> str:
     try:
         return f"{type(exception).__name__}({exception})"
-    except Exception:  # an exception whose text cannot be had
+    except BaseException:  # an exception whose text cannot be had
         return type(exception).__name__
 
 
@@ -201,8 +213,10 @@ class LoopExecutor(TaskExecutor):
 
     async def call(self, function: partial[Any]) -> Any:
         """Call on the event loop."""
-        outcome = function()
-        return await self._coroutines.run(outcome) if isawaitable(outcome) else outcome
+        if _is_coroutine_function(function):
+            return await self._coroutines.run(function())
+        # In a task of its own as well: it may cancel the task that it runs in, which must not be the job's.
+        return await self._coroutines.run(_outcome_of(function))
 
 
 class ThreadExecutor(TaskExecutor):
@@ -214,6 +228,13 @@ class ThreadExecutor(TaskExecutor):
     def __init__(self, registry: TaskRegistry, coroutines: Coroutines | None = None, *, max_workers: int = 40) -> None:
         super().__init__(registry, coroutines)
         self._max_workers = max_workers
+
+        self._threads = DaemonThreads("duetime worker")
+
+    @property
+    def abandoned(self) -> int:
+        """How many functions go on in threads although their jobs have ended."""
+        return self._threads.abandoned
 
     async def start(self, exit_stack: AsyncExitStack) -> None:
         """Make the threads' limit; they are started when needed."""
@@ -256,7 +277,15 @@ class ProcessExecutor(TaskExecutor):
 
     async def call(self, function: partial[Any]) -> Any:
         """Call in a worker process."""
+        attempt = attempt_at_hand.get(None)
+        if attempt is not None:  # context variables stay in this process
+            function = partial(_in_attempt, attempt, function)
         return await to_process.run_sync(function, cancellable=True, limiter=self._limiter)
+
+
+def _in_attempt(attempt: Attempt, function: Callable[[], Any]) -> Any:
+    attempt_at_hand.set(attempt)
+    return function()
 
 
 class AutoExecutor(ThreadExecutor):
@@ -264,8 +293,7 @@ class AutoExecutor(ThreadExecutor):
 
     async def call(self, function: partial[Any]) -> Any:
         """Call where the function belongs."""
-        target = unwrap(function.func)
-        if iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
+        if _is_coroutine_function(function):
             return await self._coroutines.run(function())
         outcome = await self._in_thread(function)
         return await self._coroutines.run(outcome) if isawaitable(outcome) else outcome
@@ -303,6 +331,11 @@ class Executors(dict[str, JobExecutor]):
             }
         )
         self._registry = registry
+
+    @property
+    def abandoned_threads(self) -> int:
+        """How many functions go on in threads although their jobs have timed out or were cancelled."""
+        return sum(executor.abandoned for executor in self.values() if isinstance(executor, ThreadExecutor))
 
     def __missing__(self, name: str) -> JobExecutor:
         return _MissingExecutor(self._registry, name, self)

@@ -40,10 +40,11 @@ class ScheduleState(StrEnum):
 class FireState(StrEnum):
     """What became of a fire.
 
-    ``pending``: its job is queued, running or waiting for its next attempt · ``succeeded`` · ``failed``: the last
-    attempt raised or timed out · ``skipped``: an earlier job of the schedule was still going (overlap) ·
+    ``pending``: its job is queued, running or waiting for its turn or its next attempt · ``succeeded`` · ``failed``:
+    the last attempt raised or timed out · ``skipped``: an earlier job of the schedule was still going (overlap) ·
     ``coalesced``: several fires were due at once and another one of them ran for all · ``missed``: could not start
-    within its grace time · ``cancelled`` · ``abandoned``: the node died and the task asked not to be run again.
+    within its grace time or its catch-up window · ``cancelled`` · ``abandoned``: the node died and the task asked not
+    to be run again.
     """
 
     pending = "pending"
@@ -73,9 +74,11 @@ class RunOutcome(StrEnum):
 
 
 class JobState(StrEnum):
-    """``queued``: waits for a node or for its time · ``running``: a node holds its lease."""
+    """``queued``: waits for a node or for its time · ``waiting``: waits for its turn, because an earlier job of its
+    schedule has not ended · ``running``: a node holds its lease."""
 
     queued = "queued"
+    waiting = "waiting"
     running = "running"
 
 
@@ -96,6 +99,9 @@ class Schedule(Record):
     description: Annotated[str, Field(description="The trigger as an English sentence.")]
     state: ScheduleState
     broken_reason: Annotated[str | None, Field(description="Why the schedule cannot go on.")] = None
+    pause_reason: Annotated[
+        str | None, Field(description="Why Duetime has paused the schedule; null when somebody else has.")
+    ] = None
     next_fire_time: Annotated[datetime | None, Field(description="The next due instant; null when there is none.")]
     last_fire_time: Annotated[datetime | None, Field(description="The latest instant that was fired.")]
     upcoming: Annotated[
@@ -104,14 +110,81 @@ class Schedule(Record):
     overlap: Annotated[str, Field(description="What happens when the last job is still going.", examples=["skip"])]
     options: Annotated[dict[str, JsonValue], Field(description="Effective options of this schedule's jobs.")] = {}
     tags: list[str] = []
+    owner: Annotated[str | None, Field(description="Who to ask about it.")] = None
     metadata: Annotated[dict[str, JsonValue], Field(description="Free key–value pairs of the caller.")] = {}
+    expires_at: Annotated[datetime | None, Field(description="Nothing of it starts at or after this instant.")] = None
+    max_fires: Annotated[int | None, Field(description="It is finished after so many fires.")] = None
+    finished_reason: Annotated[str | None, Field(description="Why it has no next fire time.")] = None
     engine: Engine = Engine.apscheduler
+    revision: Annotated[
+        str,
+        Field(description="Changes with each change of the definition; in quotes it is the ETag.", examples=["0b6f…"]),
+    ] = ""
     created_at: datetime
     updated_at: datetime
     note: Annotated[
         str | None,
         Field(description="What the caller should know, e.g. that the date lies in the past and runs at once."),
     ] = None
+
+
+class UpcomingFire(Record):
+    """A fire that lies ahead."""
+
+    fire_time: Annotated[datetime, Field(description="The due instant, in the trigger's zone, with its offset.")]
+    zone: Annotated[str, Field(description="Name of the zone at that instant.", examples=["CEST"])]
+    note: Annotated[
+        str | None,
+        Field(description="What a change of the clock has to do with it, and which fire times are left out before it."),
+    ] = None
+
+
+class NearDuplicate(Record):
+    """A stored schedule that does nearly the same."""
+
+    id: str
+    description: str
+    state: ScheduleState
+    reason: Annotated[str, Field(description="What they have in common.")]
+
+
+class Verdict(StrEnum):
+    """``ok``: it would be stored · ``doubtful``: it would be stored, and `warnings` say why it may not be meant ·
+    ``refused``: it would not be stored, and `problems` say why."""
+
+    ok = "ok"
+    doubtful = "doubtful"
+    refused = "refused"
+
+
+class Problem(Record):
+    """One thing that is wrong."""
+
+    code: Annotated[str, Field(description="Stable name of the kind of problem.", examples=["unknown_task"])]
+    where: Annotated[str, Field(description="The field.", examples=["kwargs.url"])]
+    problem: Annotated[str, Field(description="What was expected and what came.")]
+
+
+class Preview(Record):
+    """What a schedule would be and do, if it were added. Nothing is stored."""
+
+    verdict: Verdict
+    problems: Annotated[list[Problem], Field(description="All that is wrong, when it would be refused.")] = []
+    warnings: Annotated[list[str], Field(description="What is allowed and may not be meant.")] = []
+    task: Annotated[str | None, Field(description="Full name of the task; null if there is no such task.")] = None
+    trigger: Annotated[dict[str, Any] | None, Field(description="The trigger in its normal form.")] = None
+    description: Annotated[str | None, Field(description="The trigger as an English sentence.")] = None
+    next_fire_time: Annotated[datetime | None, Field(description="When it would fire first.")] = None
+    upcoming: Annotated[list[UpcomingFire], Field(description="The next fires, with what the clock does to them.")] = []
+    near_duplicates: Annotated[list[NearDuplicate], Field(description="Stored schedules that do nearly the same.")] = []
+
+
+class Bulk(Record):
+    """What a request about many schedules has done."""
+
+    count: Annotated[int, Field(description="How many schedules.")]
+    ids: Annotated[list[str], Field(description="Their ids.")]
+    dry_run: Annotated[bool, Field(description="Whether nothing was changed.")] = False
 
 
 class Fire(Record):
@@ -128,6 +201,72 @@ class Fire(Record):
     node: Annotated[str | None, Field(description="Identity of the node that fired it.")] = None
     created_at: Annotated[datetime, Field(description="When the ledger row was written (database clock).")]
     finished_at: datetime | None = None
+
+
+class Failure(Record):
+    """What an ``on_failure`` task is told: a job that has failed for good, or was abandoned."""
+
+    job_id: UUID
+    task: str
+    schedule_id: Annotated[str | None, Field(description="Null for a job without a schedule.")] = None
+    fire_time: datetime | None = None
+    state: Annotated[FireState, Field(description="`failed` or `abandoned`.")]
+    attempts: Annotated[int, Field(description="Attempts that were made.")]
+    error: Annotated[str | None, Field(description="Type and text of the last exception, at most 8,000 characters.")]
+    node: Annotated[str | None, Field(description="Identity of the node that made the last attempt.")] = None
+    failed_at: datetime
+
+
+class BackfillResult(Record):
+    """What a backfill has done, or would do."""
+
+    schedule_id: str
+    dry_run: bool
+    overlap: Annotated[str, Field(description="The policy that its jobs have.")]
+    fires: Annotated[int, Field(description="Fire times in the range.")]
+    already: Annotated[int, Field(description="Those that have had a job, and get no other one.")]
+    made: Annotated[int, Field(description="Jobs that were made, or would be.")]
+    first: Annotated[list[datetime], Field(description="The first hundred of the fire times.")] = []
+
+
+class Answer(StrEnum):
+    """Why a schedule ran at an instant, or why not.
+
+    With a ledger row: ``ran`` · ``failed`` · ``pending`` · ``skipped`` · ``coalesced`` · ``missed`` · ``cancelled`` ·
+    ``abandoned``. Without one: ``paused`` · ``not_a_fire_time`` · ``not_yet``: it lies ahead · ``overdue``: due, and no
+    node has come to it · ``not_added_yet`` · ``removed`` · ``renamed`` · ``expired`` · ``finished`` · ``broken`` ·
+    ``replaced``: the definition was changed before a node had come to it · ``history_deleted`` · ``unknown``.
+    """
+
+    ran = "ran"
+    failed = "failed"
+    pending = "pending"
+    skipped = "skipped"
+    coalesced = "coalesced"
+    missed = "missed"
+    cancelled = "cancelled"
+    abandoned = "abandoned"
+    paused = "paused"
+    not_a_fire_time = "not_a_fire_time"
+    not_yet = "not_yet"
+    overdue = "overdue"
+    not_added_yet = "not_added_yet"
+    removed = "removed"
+    renamed = "renamed"
+    expired = "expired"
+    finished = "finished"
+    broken = "broken"
+    replaced = "replaced"
+    history_deleted = "history_deleted"
+    unknown = "unknown"
+
+
+class Change(Record):
+    """Something that was done to a schedule."""
+
+    at: Annotated[datetime, Field(description="When, by the database's clock.")]
+    change: Annotated[str, Field(description="What.", examples=["paused", "resumed", "updated", "removed"])]
+    detail: Annotated[dict[str, JsonValue], Field(description="What is known of it.")] = {}
 
 
 class Run(Record):
@@ -149,6 +288,34 @@ class Run(Record):
     will_retry_at: Annotated[datetime | None, Field(description="When the next attempt is due.")] = None
 
 
+class CancelState(StrEnum):
+    """``cancelled``: the job has ended and will not run (again) · ``requested``: a node has it, and cancels
+    it as soon as it hears of it, or at the latest when it next renews its leases."""
+
+    cancelled = "cancelled"
+    requested = "requested"
+
+
+class Cancellation(Record):
+    """What a request to cancel a job has done."""
+
+    job_id: UUID
+    state: CancelState
+    node: Annotated[str | None, Field(description="Identity of the node that was asked to cancel it.")] = None
+
+
+class Explanation(Record):
+    """Why a schedule ran at an instant, or why not."""
+
+    schedule_id: str
+    at: Annotated[datetime, Field(description="The instant that was asked for.")]
+    answer: Answer
+    because: Annotated[str, Field(description="The answer in a sentence or some.")]
+    fire: Annotated[Fire | None, Field(description="The ledger row, if there is one.")] = None
+    runs: Annotated[list[Run], Field(description="The attempts of its job that have ended.")] = []
+    changes: Annotated[list[Change], Field(description="What was done to the schedule around then, in order.")] = []
+
+
 class Job(Record):
     """The queued or running work of a fire, or of a direct call, which has no schedule."""
 
@@ -160,6 +327,11 @@ class Job(Record):
     attempt: Annotated[int, Field(description="Attempts begun so far.")]
     run_at: Annotated[datetime, Field(description="Not started before this instant.")]
     node: Annotated[str | None, Field(description="Identity of the node that holds it.")] = None
+    last_error: Annotated[str | None, Field(description="How the attempt before ended, if one has failed.")] = None
+    cancel_requested_at: Annotated[
+        datetime | None, Field(description="Since when its node is asked to cancel it; null: nobody has asked.")
+    ] = None
+    cancel_reason: str | None = None
     created_at: datetime
 
 
@@ -188,3 +360,11 @@ class Readiness(Record):
     scheduler: Annotated[str, Field(description="State of the scheduler.", examples=["started"])]
     database: Annotated[str, Field(description="State of the database.", examples=["ok", "unreachable"])]
     node: Annotated[str, Field(description="Identity of this node.")]
+    abandoned_threads: Annotated[
+        int,
+        Field(description="Functions that go on in threads of this node although their jobs have timed out or ended."),
+    ] = 0
+    abandoned_coroutines: Annotated[
+        int,
+        Field(description="Coroutines that swallowed their cancellation, and go on although their jobs have ended."),
+    ] = 0

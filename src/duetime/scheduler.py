@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
@@ -26,8 +27,10 @@ from typing import Any, Literal, Self
 from uuid import UUID, uuid4
 
 import attrs
+from anyio import CancelScope
 from apscheduler import (
     AsyncScheduler,
+    ConflictPolicy,
     Job,
     JobCancelled,
     JobDeadlineMissed,
@@ -36,21 +39,27 @@ from apscheduler import (
     JobReleased,
     JobResult,
     RunState,
+    Schedule,
     SchedulerRole,
     Task,
     TaskDefaults,
 )
 from apscheduler._decorators import TASK_PARAMETERS_KEY
 from apscheduler._utils import unset
+from apscheduler.abc import Trigger
 
+from .attempts import attempt_at_hand
 from .broker import PostgresEventBroker
 from .errors import InvalidTask, UnknownTask
 from .execution import Executors, Unavailable, Unresolved
+from .many import Drafts
+from .options import ON_FAILURE, TaskOptions
 from .settings import Settings
 from .store.connections import Connections
 from .store.finishing import error_text
 from .store.node import NodeDataStore
-from .tasks import AUTO_EXECUTOR, RegisteredTask, TaskOptions, TaskRegistry, reference
+from .store.postgres import is_implied, is_of_the_database
+from .tasks import AUTO_EXECUTOR, RegisteredTask, TaskRegistry, reference
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +74,29 @@ _LAST_WORDS = 0.45
 def new_identity(node_name: str) -> str:
     """Return a name for one start of this process that no other start has: ``host:pid:random``."""
     return f"{node_name}:{os.getpid()}:{uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What ``@task`` says of a function for APScheduler.
+
+    :ivar executor: name of its executor
+    :ivar misfire_grace_time: how late a start may be; None: no limit
+    """
+
+    executor: str
+    misfire_grace_time: timedelta | None
+
+
+def declared(task: RegisteredTask) -> Declared:
+    """Return what a registered function's decorator says; the stock defaults for one without a decorator."""
+    said: Any = getattr(task.func, TASK_PARAMETERS_KEY, None)
+    if said is None:
+        return Declared(AUTO_EXECUTOR, None)
+    return Declared(
+        AUTO_EXECUTOR if said.job_executor is unset else said.job_executor,
+        None if said.misfire_grace_time is unset else said.misfire_grace_time,
+    )
 
 
 @attrs.define(eq=False, repr=False)
@@ -126,6 +158,24 @@ class DuetimeScheduler(AsyncScheduler):
         :raises UnknownTask: if the text names no registered task
         :raises InvalidTask: if the function could not be found again after a restart (a lambda, a nested function)
         """
+        token = is_implied.set(not options.keys() - {"func"})
+        try:
+            task = await self._configure_task(func_or_task_id, **options)
+        finally:
+            is_implied.reset(token)
+        await self._know_hook(task.metadata)
+        return task
+
+    async def _know_hook(self, metadata: Mapping[str, Any]) -> None:
+        """Store the definition of the task that is run when one with this metadata fails: its options are needed then.
+
+        One that is not registered here is left to a node that has it.
+        """
+        name = metadata.get(ON_FAILURE)
+        if isinstance(name, str) and not self.store.knows(name) and self.registry.get(name):
+            await self.configure_task(name)
+
+    async def _configure_task(self, func_or_task_id: Any, **options: Any) -> Task:
         func = options.pop("func", None)
         if isinstance(func_or_task_id, str):
             if callable(func):
@@ -164,6 +214,48 @@ class DuetimeScheduler(AsyncScheduler):
         given = {} if metadata is unset else metadata
         options = TaskOptions.from_metadata({**TaskOptions().to_metadata(), **given})
         return self.registry.add(func, name=None if key == reference(func) else key, options=options)
+
+    async def add_schedule(self, func_or_task_id: Any, trigger: Trigger, **options: Any) -> str:
+        """Add a schedule; see APScheduler's documentation. An application's own trigger does not hold the event loop.
+
+        :raises InvalidTrigger: if the trigger does not say when it is due first, or not in time
+        """
+        if isinstance(trigger, Trigger):
+            trigger = await self.store.begun(trigger)
+        if isinstance(metadata := options.get("metadata"), Mapping):
+            await self._know_hook(metadata)
+        return await super().add_schedule(func_or_task_id, trigger, **options)
+
+    async def add_schedules(
+        self,
+        schedules: Iterable[Mapping[str, Any] | Schedule],
+        *,
+        conflict_policy: ConflictPolicy = ConflictPolicy.do_nothing,
+    ) -> list[str]:
+        """Store many schedules in one statement, all of them or none, and return their ids once they are committed. ::
+
+            await scheduler.add_schedules(
+                [
+                    {"func_or_task_id": send_sms, "trigger": DateTrigger(at), "kwargs": {"to": to, "text": text}}
+                    for to, at in recipients
+                ]
+            )
+
+        Inside :func:`~duetime.scheduler_transaction` they are written by the caller's transaction.
+
+        :param schedules: of each the arguments of :meth:`add_schedule` by name, with its defaults, or an
+            ``apscheduler.Schedule``
+        :param conflict_policy: what becomes of an id that is taken: ``do_nothing`` (default, as for
+            :meth:`add_schedule`) keeps the stored schedule, ``replace`` replaces it, ``exception`` stores none
+        :raises InvalidArguments: naming the one that is not a schedule, and what is wrong with it
+        :raises UnknownTask: if a text names no registered task
+        :raises ScheduleExists: if an id is taken, or given twice, and the policy is ``exception``
+        :raises StoreUnavailable: if the database does not answer in time
+        """
+        made = await Drafts(self.configure_task, self.store.begun).schedules(schedules)
+        if made:
+            await self.store.add_schedules(made, conflict_policy)
+        return [schedule.id for schedule in made]
 
     async def pause_schedule(self, id: str) -> None:  # noqa: A002 - the stock signature
         """Stop the schedule from firing until it is resumed.
@@ -240,12 +332,24 @@ class DuetimeScheduler(AsyncScheduler):
 
     async def _run_job(self, job: Job, func: Callable[..., Any], executor: str) -> None:
         """Run the job, which from now on counts as begun: what cuts it short is not taken for a job never started."""
-        self.store.begin(job)
-        await super()._run_job(job, func, executor)
+        attempt_at_hand.set(self.store.attempt(job))  # in the job's own task, and so in its context
+        with CancelScope() as scope:
+            if self.store.begin(job, scope.cancel):
+                await super()._run_job(job, func, executor)
+                return
+        try:
+            await self.store.release_job(self.identity, job, JobResult.from_job(job, JobOutcome.cancelled))
+        finally:
+            self._running_jobs.remove(job)
 
-    def forget_running_jobs(self) -> None:
-        """Free the places of jobs that a crash of the scheduler ended before they began (they stay counted there)."""
+    def begin_anew(self) -> None:
+        """Make ready for another start, after a crash, under a new identity: what was said under the old one, and is
+        still on its way to the database, must not touch what is claimed from now on.
+
+        It also frees the places of jobs that the crash ended before they began, which stay counted in 4.0.0a6.
+        """
         self._running_jobs.clear()
+        self.identity = self.store.identity = new_identity(self.identity.rsplit(":", 2)[0])
 
     async def stop(self) -> None:
         """Begin to stop: nothing new is claimed, and running jobs are cancelled and go back into the queue."""
@@ -264,6 +368,8 @@ def build_scheduler(
         call_timeout=settings.call_timeout,
         connections=connections,
         max_arguments_bytes=settings.max_arguments_bytes,
+        history_max_age=settings.history_max_age,
+        history_max_fires=settings.history_max_fires,
         identity=identity,
         works=settings.role != "scheduler",
         look_ahead=settings.look_ahead,
@@ -315,8 +421,28 @@ class Supervisor:
         self._giving_back = None
         self._is_cut_short.clear()
         self.scheduler.store.database.close_at(None)
-        self._task = asyncio.create_task(self._run(), name="duetime scheduler")
+        self._start()
         return self
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="duetime scheduler")
+        self._task.add_done_callback(self._has_ended)
+
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        """Start the scheduler again if somebody has cancelled it: a job that cancels whatever it finds is no reason for
+        the others not to run."""
+        if not task.cancelled() or task is not self._task or self._giving_back is not None:
+            return
+        self.crashes += 1
+        self.last_crash = asyncio.CancelledError("somebody has cancelled the scheduler's task")
+        logger.error("The scheduler was cancelled (%d crashes so far); it starts again", self.crashes)
+        # Later, because an event loop that ends cancels it too, and does not get to it then.
+        asyncio.get_running_loop().call_later(0.2, self._start_again)
+
+    def _start_again(self) -> None:
+        if self._task is not None and self._task.done() and self._giving_back is None:
+            self.scheduler.begin_anew()
+            self._start()
 
     def begin_stop(self) -> None:
         """Claim and start nothing from now on: the drain time begins. The end of the block waits for the rest of it.
@@ -386,9 +512,10 @@ class Supervisor:
                 self.last_crash = exc
                 if asyncio.get_running_loop().time() - started > 60:
                     wait = 0.0
-                wait = min(30.0, wait * 2 or 0.2)
+                # When the database does again what it is asked for, work resumes at once (promise 6).
+                wait = min(1.5 if is_of_the_database(exc) else 30.0, wait * 2 or 0.2)
                 logger.exception("The scheduler crashed (%d so far); it starts again in %.1f s", self.crashes, wait)
                 await asyncio.sleep(wait)
-                self.scheduler.forget_running_jobs()
+                self.scheduler.begin_anew()
             else:
                 return

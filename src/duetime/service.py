@@ -5,27 +5,50 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from apscheduler import AsyncScheduler, CoalescePolicy, ConflictPolicy, DeserializationError, RunState
+from apscheduler import AsyncScheduler, ConflictPolicy, DeserializationError, RunState, Schedule
 from apscheduler.abc import Trigger
+from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from . import records
-from .commands import FireQuery, NewJob, NewSchedule, PageRequest, RunQuery, ScheduleOptions, ScheduleQuery
-from .errors import DuetimeError, InvalidRequest, RunNotFound, ScheduleNotFound
+from .backfilling import Backfills
+from .changing import Changes, Revisions
+from .commands import (
+    Backfill,
+    FireQuery,
+    NewJob,
+    NewSchedule,
+    NewSchedules,
+    PageRequest,
+    RunQuery,
+    ScheduleChange,
+    ScheduleQuery,
+    Selection,
+)
+from .defining import EXPIRES_AT, HISTORY_MAX_AGE, HISTORY_MAX_FIRES, MAX_FIRES, OWNER, Problems, Rules, define
+from .errors import DuetimeError, InvalidRequest, PreconditionFailed, RunNotFound, ScheduleNotFound
+from .execution import Executors
+from .explaining import Explanations
+from .options import METADATA_PREFIX, CatchUp, TaskOptions
+from .previewing import Previews
 from .store import PostgresDataStore
-from .store.adding import check_schedule_id
+from .store.cancelling import BY_REQUEST
 from .store.reads import MAX_LIMIT, NEVER_STORED, Reads, decode_cursor, encode_cursor
-from .store.rows import ENGINE, TAGS, schedule_from
+from .store.rows import TAGS, schedule_from
 from .store.slow_plans import is_stock
-from .tasks import METADATA_PREFIX, TaskOptions, TaskRegistry, storable
-from .triggers import describe, parse, to_json, upcoming
+from .tasks import TaskRegistry, storable
+from .triggers import Limited, describe, parses_quickly, to_json, unlimited, upcoming
 
 R = TypeVar("R", bound=records.Record)
 
 UPCOMING = 5
+MAX_PREVIEWED = 100
+"""Fires that a preview shows at most."""
+
 PING_TIMEOUT = 1.5
 """Seconds the readiness check waits for the database."""
 
@@ -45,12 +68,20 @@ class Service:
         store: PostgresDataStore,
         registry: TaskRegistry,
         problem: Callable[[], str | None] = lambda: None,
+        rules: Rules = Rules(),  # noqa: B008 - immutable
     ) -> None:
         self._scheduler = scheduler
         self._store = store
         self._registry = registry
         self._problem = problem
         self._reads = Reads(store)
+        self._rules = rules
+        self._changes = Changes(scheduler, store, registry, self._reads, rules)
+        self._explanations = Explanations(self._reads)
+        self._backfills = Backfills(store, self._reads)
+        self._previews = Previews(
+            self._reads, registry, store.serializer, rules, store.max_arguments_bytes, self._schedule
+        )
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
@@ -61,33 +92,37 @@ class Service:
 
         :raises UnknownTask: if no such task is registered
         :raises InvalidArguments: if the arguments do not fit the task function
-        :raises InvalidTrigger: if the trigger has no meaning, an unknown time zone, or never fires
+        :raises InvalidTrigger: if the trigger has no meaning, an unknown time zone, never fires, or too often
+        :raises InvalidOptions: if options, those of the task included, contradict each other or the trigger
+        :raises InvalidSchedule: if several of these are wrong: it lists them all
         :raises ScheduleExists: if the id is taken
         :raises InvalidScheduleId: if the id cannot be stored
         :raises ArgumentsTooLarge: if the arguments are too large to be stored
         :raises StoreUnavailable: if the database does not answer in time; nothing half is stored
         """
-        if new.id is not None:
-            check_schedule_id(new.id)
-        task = self._registry.find(new.task)
-        args, kwargs = task.bind(new.args, new.kwargs)
-        trigger = parse(new.trigger, now=self._now())
-        options = _stock_options(new.options)
+        problems = Problems()
+        make = partial(define, new, self._registry, self._now(), self._rules, problems)
+        # Some first fires take a while to find, and how close together fires are is found out by looking at many of
+        # them: the event loop has no time for that (promise 7).
+        is_quick = self._rules.min_interval is None and parses_quickly(new.trigger)
+        definition = make() if is_quick else await asyncio.to_thread(make)
+        problems.raise_any()
+        assert definition is not None  # noqa: S101 - else there is a problem
         schedule_id = await self._scheduler.add_schedule(
-            task.func,
-            trigger,
+            definition.task.name,
+            definition.trigger,
             id=new.id,
-            args=storable(args),
-            kwargs=storable(kwargs),
+            args=definition.args,
+            kwargs=definition.kwargs,
             paused=new.paused,
-            metadata=_metadata(new),
+            metadata=definition.metadata,
             conflict_policy=ConflictPolicy.exception,
-            **options,
+            **definition.options,
         )
         row = await self._reads.schedule(schedule_id)
         if row is None:
             raise ScheduleNotFound(schedule_id)  # somebody has removed it already
-        return self._schedule(row, note=await self._past_note(schedule_id, new, trigger))
+        return await self._shown(row, await self._past_note(schedule_id, new, unlimited(definition.trigger)))
 
     async def _past_note(self, schedule_id: str, new: NewSchedule, trigger: Trigger) -> str | None:
         """Return what is to be said of a date that has passed already."""
@@ -102,6 +137,59 @@ class Service:
             )
         return f"Its date, {run_time.isoformat()}, lies in the past: it runs at once."
 
+    async def preview(self, new: NewSchedule, *, fires: int = UPCOMING) -> records.Preview:
+        """Return what a schedule would be and do, and everything that is wrong with it. Nothing is stored.
+
+        :param fires: how many of the next fires are shown, at most 100
+        """
+        return await self._previews.of(new, self._now(), min(fires, MAX_PREVIEWED))
+
+    async def update(
+        self, schedule_id: str, change: ScheduleChange, *, revision: Revisions | None = None
+    ) -> records.Schedule:
+        """Change parts of a schedule, and return it. Its history stays, and so does its next fire time, unless the
+        change gives it another trigger.
+
+        :param revision: refuse the change if the schedule is in another revision (or in none of these) by now
+        :raises ScheduleNotFound: if it is not stored
+        :raises PreconditionFailed: if somebody has changed it since that revision
+        :raises InvalidSchedule: if several things are wrong: it lists them all
+        :raises ScheduleExists: if the new id is taken
+        :raises UnknownTask, InvalidArguments, InvalidTrigger: as :meth:`add` does
+        """
+        return await self.get(await self._changes.update(schedule_id, change, self._now(), revision))
+
+    async def add_all(self, new: NewSchedules) -> records.Bulk:
+        """Store many schedules, all of them or none, and return their ids in the order in which they came.
+
+        :raises InvalidSchedule: if something is wrong with any of them: it lists everything, with its place
+        :raises ScheduleExists: if an id is taken
+        """
+        return _bulk(await self._changes.add_all(new.schedules, self._now()))
+
+    async def remove_all(self, selection: Selection) -> records.Bulk:
+        """Remove the chosen schedules, all of them or none, and return which; see :meth:`remove`.
+
+        :raises InvalidRequest: if nothing says which are meant, one of the ids is not stored, or more than 10,000 are
+        """
+        wanted = await self._changes.chosen(selection)
+        return _bulk(wanted if selection.dry_run else await self._store.remove_existing(wanted), selection.dry_run)
+
+    async def pause_all(self, selection: Selection) -> records.Bulk:
+        """Stop the chosen schedules from firing, those that are active, and return which; see :meth:`pause`.
+
+        :raises InvalidRequest: as :meth:`remove_all` does
+        """
+        wanted = await self._changes.chosen(selection, "active")
+        return _bulk(wanted if selection.dry_run else await self._store.pause_schedules(wanted), selection.dry_run)
+
+    async def resume_all(self, selection: Selection) -> records.Bulk:
+        """Let the chosen schedules fire again, those that are paused, and return which; see :meth:`resume`.
+
+        :raises InvalidRequest: as :meth:`remove_all` does
+        """
+        return _bulk(await self._changes.resume_all(selection, self._now()), selection.dry_run)
+
     async def get(self, schedule_id: str) -> records.Schedule:
         """Return a schedule.
 
@@ -110,7 +198,7 @@ class Service:
         row = await self._reads.schedule(_storable_id(schedule_id))
         if row is None:
             raise ScheduleNotFound(schedule_id)
-        return self._schedule(row)
+        return await self._shown(row)
 
     async def schedules(self, query: ScheduleQuery) -> records.Page[records.Schedule]:
         """Return a page of the schedules that fit all filters, by id.
@@ -131,38 +219,51 @@ class Service:
             engine=query.engine,
             due_before=query.due_before,
             search=query.search,
+            owner=query.owner,
         )
         # Describing and previewing two hundred triggers takes longer than the event loop may be held (promise 7).
         return await asyncio.to_thread(_page, rows, limit, self._schedule, lambda row: (row["id"],))
 
-    async def remove(self, schedule_id: str) -> None:
+    async def remove(self, schedule_id: str, *, revision: Revisions | None = None) -> None:
         """Remove a schedule; its fires and runs stay readable, and work that is queued or running goes on.
 
+        :param revision: only if the schedule is still in this revision (or in one of these)
         :raises ScheduleNotFound: if it is not stored
+        :raises PreconditionFailed: if somebody has changed it since that revision
         """
-        if await self._reads.schedule(_storable_id(schedule_id)) is None:
-            raise ScheduleNotFound(schedule_id)
-        await self._scheduler.remove_schedule(schedule_id)
+        expected = await self._changes.expected(schedule_id, revision)
+        if not await self._store.remove_existing([schedule_id], revision=expected):
+            raise ScheduleNotFound(schedule_id) if expected is None else PreconditionFailed(schedule_id)
 
-    async def pause(self, schedule_id: str) -> records.Schedule:
+    async def pause(self, schedule_id: str, *, revision: Revisions | None = None) -> records.Schedule:
         """Stop a schedule from firing until it is resumed, and return it.
 
+        :param revision: only if the schedule is still in this revision (or in one of these)
         :raises ScheduleNotFound: if it is not stored
+        :raises PreconditionFailed: if somebody has changed it since that revision
         """
-        await self._scheduler.pause_schedule(schedule_id)
+        expected = await self._changes.expected(schedule_id, revision)
+        if not await self._store.pause_schedules([schedule_id], revision=expected):
+            raise ScheduleNotFound(schedule_id) if expected is None else PreconditionFailed(schedule_id)
         return await self.get(schedule_id)
 
-    async def resume(self, schedule_id: str) -> records.Schedule:
+    async def resume(self, schedule_id: str, *, revision: Revisions | None = None) -> records.Schedule:
         """Let a schedule fire again, from its next fire time on; what fell due while it was paused is passed over.
 
         An active schedule stays as it is.
 
+        :param revision: only if the schedule is still in this revision (or in one of these)
         :raises ScheduleNotFound: if it is not stored
+        :raises PreconditionFailed: if somebody has changed it since that revision
         """
+        expected = await self._changes.expected(schedule_id, revision)
         schedule = await self.get(schedule_id)
         if schedule.state is records.ScheduleState.active:
             return schedule  # to resume it would pass over a fire that is due just now
-        await self._scheduler.unpause_schedule(schedule_id, resume_from="now")
+        if expected is None:
+            await self._scheduler.unpause_schedule(schedule_id, resume_from="now")
+        else:
+            await self._changes.resume(schedule_id, expected, self._now())
         return await self.get(schedule_id)
 
     async def run_schedule(self, schedule_id: str) -> records.Job:
@@ -174,6 +275,27 @@ class Service:
         [fire] = await self._reads.fires(limit=1, schedule_id=schedule_id, job_id=job_id)
         return _new_job(job_id, fire["task"], fire["fire_time"], schedule_id)
 
+    async def backfill(
+        self, schedule_id: str, start: datetime, end: datetime, *, overlap: str = "buffer_all", dry_run: bool = False
+    ) -> records.BackfillResult:
+        """Make up for the fires of a schedule from ``start`` on and before ``end`` that have had no job.
+
+        That are those that the ledger does not have, and those that were skipped, missed or coalesced. Asked again, it
+        makes no second job for any of them.
+
+        :param start, end: aware; the end not after now
+        :param overlap: the policy of these jobs
+        :param dry_run: only say how many they would be
+        :raises ScheduleNotFound: if it is not stored
+        :raises InvalidRequest: if the range is none, or there is no such policy
+        :raises TooManyFires: if they are more than 10,000; the message has their number
+        """
+        try:
+            wanted = Backfill(start=start, end=end, overlap=overlap, dry_run=dry_run)
+        except ValidationError as exc:
+            raise InvalidRequest(exc.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return await self._backfills.of(await self._changes.row(schedule_id), wanted, self._now())
+
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def add_job(self, new: NewJob) -> records.Job:
@@ -184,7 +306,7 @@ class Service:
         """
         task = self._registry.find(new.task)
         args, kwargs = task.bind(new.args, new.kwargs)
-        job_id = await self._scheduler.add_job(task.func, args=storable(args), kwargs=storable(kwargs))
+        job_id = await self._scheduler.add_job(task.name, args=storable(args), kwargs=storable(kwargs))
         return _new_job(job_id, task.name, self._now())
 
     async def jobs(self, query: PageRequest) -> records.Page[records.Job]:
@@ -196,6 +318,24 @@ class Service:
         limit = _clamp(query)
         rows = await self._reads.jobs(limit=limit + 1, after=(cursor[0], cursor[1]) if cursor else None)
         return _page(rows, limit, _job, lambda row: (row["run_at"], row["id"]))
+
+    async def cancel_job(self, job_id: UUID, reason: str | None = None) -> records.Cancellation:
+        """Cancel a job. One that is queued, or waits for its next attempt, has ended when this returns; one that a node
+        has claimed is cancelled by that node, as soon as it hears of it. Asking again changes nothing.
+
+        An ``async def`` is cancelled, a worker process is killed; a thread cannot be stopped: its job ends, and it goes
+        on unheeded.
+
+        :param reason: what the ledger says of it, at most 500 characters
+        :raises JobNotFound: if no job of that id is queued or running
+        :raises InvalidRequest: if the reason has characters that are never stored
+        """
+        said = "" if reason is None else reason.strip()[:500]
+        if NEVER_STORED.search(said):
+            raise InvalidRequest("expected a reason without NUL characters and lone surrogates.")
+        done = await self._store.cancel_job(job_id, f"{BY_REQUEST}: {said}" if said else BY_REQUEST)
+        state = records.CancelState.cancelled if done.is_ended else records.CancelState.requested
+        return records.Cancellation(job_id=job_id, state=state, node=done.node)
 
     # -- history ------------------------------------------------------------------------------------------------------
 
@@ -235,6 +375,16 @@ class Service:
         )
         return _page(rows, limit, lambda row: records.Run(**row), lambda row: (row["id"],))
 
+    async def explain(self, schedule_id: str, fire_time: datetime) -> records.Explanation:
+        """Return why a schedule ran at an instant, or why it did not, from the ledger and what was done to it.
+
+        :param fire_time: aware; whole seconds also mean a fire within that second
+        :raises ScheduleNotFound: if there never was such a schedule, as far as is known
+        """
+        row = None if NEVER_STORED.search(schedule_id) else await self._reads.schedule(schedule_id)
+        stored = None if row is None else await self._shown(row)
+        return await self._explanations.of(schedule_id, fire_time.astimezone(UTC), self._now(), row, stored)
+
     async def run(self, run_id: int) -> records.Run:
         """Return a run.
 
@@ -261,6 +411,7 @@ class Service:
             cause = self._store.database.outage or exc
             database, reason = "unreachable", f"the database does not answer ({type(cause).__name__}: {cause})"
         state = self._scheduler.state
+        executors = self._scheduler.job_executors
         if reason is None and state is not RunState.started:
             reason = self._problem() or f"the scheduler is {state.name}"
         return records.Readiness(
@@ -269,6 +420,8 @@ class Service:
             scheduler=state.name,
             database=database,
             node=self._scheduler.identity,
+            abandoned_threads=executors.abandoned_threads if isinstance(executors, Executors) else 0,
+            abandoned_coroutines=executors.coroutines.left if isinstance(executors, Executors) else 0,
         )
 
     # -- rows to records ----------------------------------------------------------------------------------------------
@@ -280,22 +433,35 @@ class Service:
     def _task_name(self, name: str | None) -> str | None:
         return None if name is None else self._registry.find(name).name
 
+    async def _shown(self, row: Mapping[str, Any], note: str | None = None) -> records.Schedule:
+        show = partial(self._schedule, row, note)
+        # A calendar of holidays may have to be loaded, which takes longer than the event loop may be held (promise 7).
+        return await asyncio.to_thread(show) if b"holidays" in row["trigger"] else show()
+
     def _schedule(self, row: Mapping[str, Any], note: str | None = None) -> records.Schedule:
-        paused, broken = row["paused"], row["broken_reason"]
         try:
-            schedule = schedule_from(row, self._store.serializer)
-        except DeserializationError as exc:
+            return self._readable(row, note)
+        except (DeserializationError, ValueError, TypeError, OverflowError) as exc:
             # What cannot be read is shown as such, so that it can be removed or replaced.
             return records.Schedule(
-                **_common(row),
+                **{**_common(row), "engine": records.Engine.apscheduler},
                 args=[],
                 kwargs={},
                 trigger={"type": "unreadable"},
                 description="unreadable",
                 state=records.ScheduleState.broken,
-                broken_reason=broken or str(exc),
+                broken_reason=row["broken_reason"] or str(exc),
                 overlap="",
             )
+
+    def _readable(self, row: Mapping[str, Any], note: str | None) -> records.Schedule:
+        """Return the record of a schedule.
+
+        :raises ValueError, TypeError, OverflowError, apscheduler.DeserializationError: if something in it cannot be
+            read
+        """
+        paused, broken = row["paused"], row["broken_reason"]
+        schedule = schedule_from(row, self._store.serializer)
         if broken is not None:
             state = records.ScheduleState.broken
         elif schedule.next_fire_time is None:
@@ -311,11 +477,15 @@ class Service:
         task_options = TaskOptions.from_metadata(schedule.metadata)
         options: dict[str, Any] = {
             **task_options.shown(),
-            "coalesce": schedule.coalesce.name,
+            # Which of the two was given, the other one says the same.
+            "catch_up": str(task_options.catch_up or schedule.coalesce.name),
+            "coalesce": _coalesce(schedule, task_options),
             "misfire_grace_time": _seconds(schedule.misfire_grace_time),
             "max_jitter": _seconds(schedule.max_jitter),
             "result_ttl": _seconds(schedule.job_result_expiration_time),
             "executor": schedule.job_executor,
+            "history_max_age": schedule.metadata.get(HISTORY_MAX_AGE),
+            "history_max_fires": schedule.metadata.get(HISTORY_MAX_FIRES),
         }
         return records.Schedule(
             **_common(row),
@@ -325,13 +495,24 @@ class Service:
             description=describe(schedule.trigger),
             state=state,
             broken_reason=broken,
+            pause_reason=row["pause_reason"] if paused else None,
             upcoming=times,
             overlap=task_options.overlap,
             options=options,
             tags=schedule.metadata.get(TAGS, []),
+            owner=schedule.metadata.get(OWNER),
+            expires_at=schedule.metadata.get(EXPIRES_AT),
+            max_fires=schedule.metadata.get(MAX_FIRES),
+            finished_reason=_finished_reason(schedule.trigger) if state is records.ScheduleState.finished else None,
             metadata={key: value for key, value in schedule.metadata.items() if not key.startswith(METADATA_PREFIX)},
             note=note,
         )
+
+
+def _coalesce(schedule: Schedule, options: TaskOptions) -> str:
+    """Return the coalesce policy that counts: that of catch_up, if it has one."""
+    own = options.catch_up
+    return schedule.coalesce.name if own is None or own is CatchUp.none else str(own)
 
 
 def _common(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +524,17 @@ def _common(row: Mapping[str, Any]) -> dict[str, Any]:
         "engine": row["engine"],
         "created_at": row["created_at"],
         "updated_at": row["updated_at"],
+        "revision": str(row["revision"]),
     }
+
+
+def _bulk(ids: Sequence[str], dry_run: bool = False) -> records.Bulk:
+    return records.Bulk(count=len(ids), ids=list(ids), dry_run=dry_run)
+
+
+def _finished_reason(trigger: Trigger) -> str:
+    limits = trigger.run_out() if isinstance(trigger, Limited) else None
+    return limits or "its trigger has no fire time left"
 
 
 def _new_job(job_id: UUID, task: str, at: datetime, schedule_id: str | None = None) -> records.Job:
@@ -360,52 +551,22 @@ def _new_job(job_id: UUID, task: str, at: datetime, schedule_id: str | None = No
 
 
 def _job(row: Mapping[str, Any]) -> records.Job:
+    waits = row["waits"]
+    state = records.JobState.running if row["running"] else records.JobState.queued
     return records.Job(
         id=row["id"],
         task=row["task_id"],
         schedule_id=row["schedule_id"],
         fire_time=row["fire_time"],
-        state=records.JobState.running if row["running"] else records.JobState.queued,
+        state=records.JobState.waiting if waits else state,
         attempt=row["attempt"],
-        run_at=row["run_at"],
+        run_at=row["scheduled_fire_time"] or row["created_at"] if waits else row["run_at"],
         node=row["acquired_by"],
+        last_error=row["last_error"],
+        cancel_requested_at=row["cancel_requested_at"],
+        cancel_reason=row["cancel_reason"],
         created_at=row["created_at"],
     )
-
-
-def _stock_options(options: ScheduleOptions) -> dict[str, Any]:
-    """Return the options that are APScheduler's own, as ``add_schedule`` takes them; what is not given is left out."""
-    given: dict[str, Any] = {}
-    if options.coalesce is not None:
-        given["coalesce"] = CoalescePolicy[options.coalesce]
-    if options.misfire_grace_time is not None:
-        given["misfire_grace_time"] = options.misfire_grace_time
-    if options.max_jitter is not None:
-        given["max_jitter"] = options.max_jitter
-    if options.result_ttl is not None:
-        given["job_result_expiration_time"] = options.result_ttl
-    return given
-
-
-def _metadata(new: NewSchedule) -> dict[str, Any]:
-    """Return the schedule's metadata: the caller's, and Duetime's own under its prefix."""
-    reserved = [key for key in new.metadata if key.startswith(METADATA_PREFIX)]
-    if reserved:
-        raise InvalidRequest(
-            f"expected metadata keys that do not begin with {METADATA_PREFIX!r}, which is Duetime's own, got "
-            f"{', '.join(map(repr, reserved))}."
-        )
-    own: dict[str, Any] = {TAGS: new.tags, ENGINE: str(new.engine)}
-    options = new.options
-    if options.overlap is not None:
-        own[f"{METADATA_PREFIX}overlap"] = str(options.overlap)
-    if options.timeout is not None:
-        own[f"{METADATA_PREFIX}timeout"] = options.timeout
-    if options.retry is not None:
-        own[f"{METADATA_PREFIX}retry"] = options.retry.model_dump()
-    if options.on_crash is not None:
-        own[f"{METADATA_PREFIX}on_crash"] = options.on_crash
-    return {**new.metadata, **own}
 
 
 def _seconds(duration: timedelta | None) -> float | None:

@@ -16,13 +16,13 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    ModelWrapValidatorHandler,
     SecretStr,
     ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -62,8 +62,19 @@ def _not_zero(value: timedelta) -> timedelta:
     return value
 
 
+def _an_age(value: timedelta | None) -> timedelta | None:
+    if not value:
+        return None
+    if not timedelta(minutes=1) <= value <= timedelta(days=36_525):
+        raise ValueError(f"expected seconds from 60 to 3155760000 (a century), got {value.total_seconds():g}")
+    return value
+
+
 DurationOrZero = Annotated[timedelta, BeforeValidator(_seconds), AfterValidator(_within_a_week)]
 """Seconds (a number, or one as text), ISO 8601 (``PT30S``) or a ``timedelta``; at most a week."""
+
+Age = Annotated[timedelta | None, BeforeValidator(_seconds), AfterValidator(_an_age)]
+"""A long time: at least a minute, at most a century. Zero is for ever, which is None."""
 
 Duration = Annotated[DurationOrZero, AfterValidator(_not_zero)]
 """The same above zero."""
@@ -146,6 +157,10 @@ class Settings(BaseSettings):
         int,
         Field(ge=1024, le=64 * 1024 * 1024, description="Bytes the serialized arguments of a job may have."),
     ] = 262_144
+    min_interval: Annotated[
+        Duration | None,
+        Field(description="Seconds that must lie between two fires of a schedule that is added over a door."),
+    ] = None
     http_allow_private: Annotated[
         bool, Field(description="Let `http_request` reach private and loopback addresses.")
     ] = False
@@ -165,6 +180,13 @@ class Settings(BaseSettings):
     cleanup_interval: Annotated[
         Duration, Field(description="Seconds between two removals of finished schedules and expired results.")
     ] = timedelta(minutes=15)
+
+    history_max_age: Annotated[
+        Age | None, Field(description="Seconds that fires, runs and changes are kept; 0: for ever.")
+    ] = timedelta(days=90)
+    history_max_fires: Annotated[
+        int | None, Field(ge=1, le=10**9, description="Fires of each schedule that are kept, with their runs.")
+    ] = None
 
     stall_threshold: Annotated[
         DurationOrZero, Field(description="Seconds the event loop may stand still before it is logged; 0: never.")

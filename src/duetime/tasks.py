@@ -1,28 +1,24 @@
-"""Tasks: ``@task``, its options, and the registry that turns a name into a callable and checks its arguments.
+"""Tasks: ``@task``, and the registry that turns a name into a callable and checks its arguments.
 
 Only what is registered here can be named from outside the process (promise 9).
-Options travel in APScheduler's own ``metadata`` of the task, under flat keys with the prefix ``duetime.``, so the
-stock scheduler hands them on from task to schedule to job without knowing them.
 """
 
 from __future__ import annotations
 
 import inspect
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import Enum, StrEnum
-from functools import wraps
+from enum import Enum
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import apscheduler
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     PydanticSchemaGenerationError,
     PydanticUndefinedAnnotation,
     TypeAdapter,
@@ -31,7 +27,9 @@ from pydantic import (
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ArgsKwargs, to_jsonable_python
 
-from .errors import AmbiguousTask, DuplicateTask, InvalidArguments, InvalidTask, UnknownTask
+from .attempts import NO_RETRY, Retry
+from .errors import AmbiguousTask, DuplicateTask, InvalidArguments, InvalidTask, UnknownTask, did_you_mean
+from .options import MOST_FAILURES, CatchUp, OnCrash, Overlap, TaskOptions, policy
 from .records import Task
 
 AUTO_EXECUTOR = "auto"
@@ -39,107 +37,8 @@ AUTO_EXECUTOR = "auto"
 
 MAX_NAME_LENGTH = 500
 
-METADATA_PREFIX = "duetime."
-"""Metadata keys with this prefix are Duetime's own; they are not shown as the caller's metadata."""
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Overlap(StrEnum):
-    """What happens when a fire is due and an earlier job of the same schedule has not ended.
-
-    ``skip``: the fire is recorded as skipped and nothing runs (the default; as Temporal's) · ``allow``: both run.
-    """
-
-    skip = "skip"
-    allow = "allow"
-
-
-class OnCrash(StrEnum):
-    """What happens to a job whose node died: ``retry`` runs it again (at least once), ``abandon`` records it as
-    abandoned (at most once)."""
-
-    retry = "retry"
-    abandon = "abandon"
-
-
-class Retry(BaseModel):
-    """When and how often a failed attempt is made again: exponential back-off with jitter and a cap.
-
-    Attempt *n* is followed, after ``min(max_backoff, backoff * factor ** (n - 1))`` seconds, give or take
-    ``jitter`` of it, by attempt *n* + 1, until ``max_attempts`` have failed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_attempts: Annotated[int, Field(ge=1, le=1000, description="Attempts in all, the first included.")] = 5
-    backoff: Annotated[float, Field(ge=0, le=31_536_000, description="Seconds before the second attempt.")] = 1.0
-    factor: Annotated[
-        float, Field(ge=1, le=1000, description="Each further wait is this many times the one before.")
-    ] = 2.0
-    max_backoff: Annotated[
-        float, Field(ge=0, le=31_536_000, description="No wait is longer than this, in seconds.")
-    ] = 300.0
-    jitter: Annotated[float, Field(ge=0, le=1, description="Random part of each wait, as a fraction.")] = 0.1
-
-    def delay(self, attempt: int) -> timedelta | None:
-        """Return how long to wait after the given failed attempt (1 is the first), or None to give up."""
-        if attempt >= self.max_attempts:
-            return None
-        try:
-            wait = min(self.max_backoff, self.backoff * self.factor ** (attempt - 1))
-        except OverflowError:  # a float ends long before a thousandth attempt
-            wait = self.max_backoff if self.backoff else 0.0
-        return timedelta(seconds=wait * (1 + random.uniform(-self.jitter, self.jitter)))  # noqa: S311 - spreading load
-
-
-NO_RETRY = Retry(max_attempts=1)
-
-
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """Options of a task's jobs. Durations are ``timedelta``; None means "no limit"."""
-
-    timeout: timedelta | None = None
-    retry: Retry = NO_RETRY
-    overlap: Overlap = Overlap.skip
-    on_crash: OnCrash = OnCrash.retry
-
-    def to_metadata(self) -> dict[str, Any]:
-        """Return the options as APScheduler metadata (flat keys, JSON values, seconds).
-
-        What says "no limit" and "no retry" is left out: metadata rides with every schedule and every job.
-        """
-        metadata: dict[str, Any] = {
-            f"{METADATA_PREFIX}overlap": str(self.overlap),
-            f"{METADATA_PREFIX}on_crash": str(self.on_crash),
-        }
-        if self.timeout is not None:
-            metadata[f"{METADATA_PREFIX}timeout"] = self.timeout.total_seconds()
-        if self.retry != NO_RETRY:
-            metadata[f"{METADATA_PREFIX}retry"] = self.retry.model_dump()
-        return metadata
-
-    def shown(self) -> dict[str, Any]:
-        """Return the options as doors show them: all of them, in seconds."""
-        return {
-            "timeout": None if self.timeout is None else self.timeout.total_seconds(),
-            "retry": self.retry.model_dump(),
-            "overlap": str(self.overlap),
-            "on_crash": str(self.on_crash),
-        }
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> TaskOptions:
-        """Read options back from metadata; a missing key has the stock meaning (no retry, overlap allowed)."""
-        timeout = metadata.get(f"{METADATA_PREFIX}timeout")
-        retry = metadata.get(f"{METADATA_PREFIX}retry")
-        return cls(
-            timeout=None if timeout is None else timedelta(seconds=timeout),
-            retry=NO_RETRY if retry is None else Retry.model_validate(retry),
-            overlap=Overlap(metadata.get(f"{METADATA_PREFIX}overlap", Overlap.allow)),
-            on_crash=OnCrash(metadata.get(f"{METADATA_PREFIX}on_crash", OnCrash.retry)),
-        )
+T = TypeVar("T")
 
 
 def reference(func: Callable[..., Any]) -> str:
@@ -338,16 +237,93 @@ registry = TaskRegistry()
 """The registry that ``@task`` fills and that ``Duetime`` uses unless it is given another."""
 
 
-def _as_timedelta(value: float | timedelta | None, option: str) -> timedelta | None:
-    if value is None or isinstance(value, timedelta):
+class _Checks:
+    """Checks the options of ``@task``, and keeps what is wrong with each."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def of(self, check: Callable[..., T], *given: Any) -> T | None:
+        """Return what the check makes of what was given, or None if that has no meaning."""
+        try:
+            return check(*given)
+        except (ValueError, OverflowError) as exc:
+            self.problems.append(str(exc))
+            return None
+
+    def maybe(self, check: Callable[..., T], *given: Any) -> T | None:
+        """Return the same, of an option that may be left out (None)."""
+        return None if given[0] is None else self.of(check, *given)
+
+    def raise_any(self) -> None:
+        """Do nothing if nothing is wrong.
+
+        :raises InvalidTask: with all that is
+        """
+        if self.problems:
+            raise InvalidTask(f"expected {'; '.join(self.problems)}.")
+
+
+def _duration(value: float | timedelta, option: str) -> timedelta:
+    if isinstance(value, timedelta):
         duration = value
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        duration = timedelta(seconds=value)
+        try:
+            duration = timedelta(seconds=value)
+        except (ValueError, OverflowError) as exc:
+            raise ValueError(f"{option} in seconds that a timedelta can have, got {value!r}: {exc}") from None
     else:
-        raise InvalidTask(f"expected {option} in seconds or as a timedelta, got {value!r}.")
-    if duration is not None and duration <= timedelta(0):
-        raise InvalidTask(f"expected {option} to be longer than zero, got {value!r}.")
+        raise ValueError(f"{option} in seconds or as a timedelta, got {value!r}")
+    if duration <= timedelta(0):
+        raise ValueError(f"{option} to be longer than zero, got {value!r}")
     return duration
+
+
+def _retry(value: Retry) -> Retry:
+    if not isinstance(value, Retry):
+        raise ValueError(f"retry to be a Retry, such as Retry(max_attempts=5), got {value!r}")
+    return value
+
+
+def _most(value: int) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"max_running_jobs to be 1 or more, or None for no limit, got {value!r}")
+    return value
+
+
+def _position(func: Callable[..., Any], name: str) -> int | None:
+    """Return the place of a parameter among those that may be given without their names, or None.
+
+    :raises ValueError: if the function has no such parameter
+    """
+    kinds = inspect.Parameter
+    parameters = [
+        each
+        for each in inspect.signature(func).parameters.values()
+        if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
+    for position, parameter in enumerate(parameters):
+        if parameter.name == name:
+            return None if parameter.kind is kinds.KEYWORD_ONLY else position
+    names = [each.name for each in parameters]
+    hint = did_you_mean(name, names).removesuffix(".") if isinstance(name, str) else ""
+    raise ValueError(f"concurrency_key to be a parameter of {reference(func)}, got {name!r}{hint}")
+
+
+def _hook_name(hook: str | Callable[..., Any]) -> str:
+    if isinstance(hook, str) and 1 <= len(hook) <= MAX_NAME_LENGTH and hook.isprintable():
+        return hook
+    if name := next((task.name for task in registry if task.func is hook), None):
+        return name
+    raise ValueError(
+        f"on_failure to be the name of a task, or a function that is decorated with @task above this one, got {hook!r}"
+    )
+
+
+def _failures(count: int) -> int:
+    if type(count) is not int or not 1 <= count <= MOST_FAILURES:
+        raise ValueError(f"pause_on_failure to be 1 to {MOST_FAILURES}, or None for never, got {count!r}")
+    return count
 
 
 @overload
@@ -362,6 +338,15 @@ def task(
     retry: Retry | None = ...,
     overlap: Overlap | str = ...,
     on_crash: OnCrash | str = ...,
+    catch_up: CatchUp | str | None = ...,
+    catch_up_window: float | timedelta | None = ...,
+    catch_up_overlap: Overlap | str = ...,
+    priority: int = ...,
+    concurrency_key: str | None = ...,
+    max_running_per_key: int | None = ...,
+    start_deadline: float | timedelta | None = ...,
+    on_failure: str | Callable[..., Any] | None = ...,
+    pause_on_failure: int | None = ...,
     misfire_grace_time: float | timedelta | None = ...,
     max_running_jobs: int | None = ...,
     executor: str = ...,
@@ -377,6 +362,15 @@ def task(
     retry: Retry | None = None,
     overlap: Overlap | str = Overlap.skip,
     on_crash: OnCrash | str = OnCrash.retry,
+    catch_up: CatchUp | str | None = None,
+    catch_up_window: float | timedelta | None = None,
+    catch_up_overlap: Overlap | str = Overlap.buffer_all,
+    priority: int = 0,
+    concurrency_key: str | None = None,
+    max_running_per_key: int | None = None,
+    start_deadline: float | timedelta | None = None,
+    on_failure: str | Callable[..., Any] | None = None,
+    pause_on_failure: int | None = None,
     misfire_grace_time: float | timedelta | None = None,
     max_running_jobs: int | None = None,
     executor: str = AUTO_EXECUTOR,
@@ -392,33 +386,53 @@ def task(
     :param retry: when and how often a failed attempt is made again; default not at all
     :param overlap: what happens when a fire is due and the schedule's last job has not ended; default ``skip``
     :param on_crash: what happens to a job whose node died; default ``retry`` (at least once)
-    :param misfire_grace_time: seconds (or ``timedelta``) a start may be late before the fire is recorded as missed;
-        default no limit
+    :param catch_up: which fires run of those that fell due while nobody was up: ``all``, ``latest`` or ``none``;
+        default: as the schedule's coalesce policy says, which is ``latest`` unless it is given another
+    :param catch_up_window: seconds (or ``timedelta``) that a fire may lie back to be made up for; default no limit
+    :param catch_up_overlap: ``overlap`` of several fires that are made up for; default ``buffer_all``
+    :param priority: 0 (default) to 9: of the queued jobs that are due, those with a higher one are claimed first
+    :param concurrency_key: name of a parameter (``"customer"``): of the jobs with the same argument for it, at most
+        ``max_running_per_key`` run at the same time, over all nodes; default: nothing is counted
+    :param max_running_per_key: default 1, with a ``concurrency_key``
+    :param start_deadline: seconds (or ``timedelta``) that a job may wait in the queue, before each of its attempts,
+        from when it could have started; default no limit
+    :param on_failure: task (its name, or the decorated function) that is run once when a job has failed for good or was
+        abandoned, with the argument ``failure``, a :class:`~duetime.Failure`; default none
+    :param pause_on_failure: fires of a schedule that fail in a row before the schedule is paused, 1 to 100; default
+        never
+    :param misfire_grace_time: seconds (or ``timedelta``) a start may be late, counted from the fire's time, before the
+        fire is recorded as missed; default no limit
     :param max_running_jobs: jobs of this task that may run at the same time, over all nodes; default no limit
     :param executor: ``auto`` (default), ``async``, ``threadpool`` or ``processpool``
-    :raises InvalidTask: if an option has no meaning
+    :raises InvalidTask: if options have no meaning or contradict each other; the message names all that is wrong
     :raises DuplicateTask: if the name belongs to another function
     """
 
     def decorate(target: F) -> F:
         if not callable(target):
             raise InvalidTask(f"expected a function to decorate with @task, got {target!r}.")
-        if retry is not None and not isinstance(retry, Retry):
-            raise InvalidTask(f"expected retry to be a Retry, such as Retry(max_attempts=5), got {retry!r}.")
-        if max_running_jobs is not None and (type(max_running_jobs) is not int or max_running_jobs < 1):
-            raise InvalidTask(
-                f"expected max_running_jobs to be 1 or more, or None for no limit, got {max_running_jobs!r}."
-            )
-        try:
-            options = TaskOptions(
-                timeout=_as_timedelta(timeout, "timeout"),
-                retry=retry or NO_RETRY,
-                overlap=Overlap(overlap),
-                on_crash=OnCrash(on_crash),
-            )
-            grace_time = _as_timedelta(misfire_grace_time, "misfire_grace_time")
-        except (ValueError, OverflowError) as exc:
-            raise InvalidTask(f"expected a known option for @task: {exc}.") from None
+        checks = _Checks()
+        options = TaskOptions(
+            timeout=checks.maybe(_duration, timeout, "timeout"),
+            retry=checks.maybe(_retry, retry) or NO_RETRY,
+            overlap=checks.of(partial(policy, Overlap), overlap, "overlap") or Overlap.skip,
+            on_crash=checks.of(partial(policy, OnCrash), on_crash, "on_crash") or OnCrash.retry,
+            catch_up=checks.maybe(partial(policy, CatchUp), catch_up, "catch_up"),
+            catch_up_window=checks.maybe(_duration, catch_up_window, "catch_up_window"),
+            catch_up_overlap=checks.of(partial(policy, Overlap), catch_up_overlap, "catch_up_overlap")
+            or Overlap.buffer_all,
+            priority=priority,
+            concurrency_key=concurrency_key,
+            concurrency_position=checks.maybe(partial(_position, target), concurrency_key),
+            max_running_per_key=1 if concurrency_key and max_running_per_key is None else max_running_per_key,
+            start_deadline=checks.maybe(_duration, start_deadline, "start_deadline"),
+            on_failure=checks.maybe(_hook_name, on_failure),
+            pause_on_failure=checks.maybe(_failures, pause_on_failure),
+        )
+        grace_time = checks.maybe(_duration, misfire_grace_time, "misfire_grace_time")
+        checks.maybe(_most, max_running_jobs)
+        checks.problems += options.problems()
+        checks.raise_any()
         registered = registry.add(target, name=name, options=options)
         return apscheduler.task(
             id=registered.name,

@@ -14,7 +14,9 @@ from .weather import Trouble
 
 ROUNDING = 0.001
 SLACK = 2.5
-"""Seconds of lateness that a busy machine may cost in fair weather."""
+"""Seconds of lateness that a quiet machine may cost in fair weather."""
+STEPS = 4
+"""How often, from the claim of a schedule to the start of its job, something is sent or waited for."""
 
 Line = Mapping[str, Any]
 
@@ -27,6 +29,7 @@ class Evidence:
     :ivar ledger: the rows of ``fires``
     :ivar diary: what the tasks have written down
     :ivar lease: seconds
+    :ivar lag: how many seconds late the process that carries the nodes' traffic was woken at the worst
     """
 
     planned: Sequence[Planned]
@@ -35,6 +38,7 @@ class Evidence:
     diary: Sequence[Line]
     troubles: Sequence[Trouble]
     lease: float
+    lag: float = 0
 
     def problems(self) -> list[str]:
         """Return everything that should not be so, in words."""
@@ -65,7 +69,7 @@ class Evidence:
             planned = plans.get(row["schedule_id"])
             if planned is None:
                 continue
-            fire, state = (row["schedule_id"], round(row["fire_time"].timestamp(), 3)), row["state"]
+            fire, state = (row["schedule_id"], row["fire_time"].timestamp()), row["state"]
             what = f"{row['schedule_id']}: its fire of {row['fire_time']} is {state} ({row['reason']})"
             if state not in _possible_states(planned):
                 yield f"{what}, which it cannot be"
@@ -123,15 +127,16 @@ class Evidence:
                 continue  # a problem of its own, which the ledger shows
             due, at = max(line["due"], self.added[fire[0]]), line["at"]
             clouded = sum(max(0.0, min(end, at) - max(begin, due)) for begin, end in clouds)
-            if at - due - clouded > SLACK:
+            if at - due - clouded > SLACK + STEPS * self.lag:
                 moment = datetime.fromtimestamp(due, UTC).time()
                 yield f"{fire[0]}: due at {moment}, {at - due:.1f} s late, of which trouble explains {clouded:.1f}"
-            if at < line["due"] - 0.1:
+            if at < line["due"] - 0.1 - self.lag:
                 yield f"{fire[0]}: began {line['due'] - at:.3f} s before it was due"
 
 
 def _fire(line: Line) -> tuple[str, float]:
-    return line["schedule"], round(line["fire_time"], 3)
+    """Return the key of a line's fire, to the microsecond: an OrTrigger may have two fires within a millisecond."""
+    return line["schedule"], line["fire_time"]
 
 
 def _possible_states(planned: Planned) -> set[str]:

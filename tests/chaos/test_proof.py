@@ -106,6 +106,16 @@ def test_a_storm_that_did_no_harm_leaves_no_problem() -> None:
     assert flawless().problems() == []
 
 
+def test_two_fires_of_a_schedule_within_a_millisecond_are_two() -> None:
+    """An OrTrigger of the storm with the seed 617908 has such: each of them began once, and not one of them twice."""
+    also = T0 + timedelta(microseconds=373)
+    lines = (line("only", "once", what, 0.1, job="also", fire_time=also.timestamp()) for what in ("began", "ended"))
+    evidence = diary(flawless(), *lines)
+    planned = [replace(each, fires=each.fires | {also}) if each.task == "once" else each for each in evidence.planned]
+    evidence = replace(evidence, planned=planned, ledger=[*evidence.ledger, row("only", fire_time=also)])
+    assert evidence.problems() == []
+
+
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_what_a_storm_has_broken_is_found(flaw: str) -> None:
     spoil, words = FLAWS[flaw]
@@ -126,6 +136,12 @@ def test_lateness_is_excused_by_trouble_and_the_lease_it_left_behind(kind: str, 
 def test_a_fire_is_not_late_before_its_schedule_was_added() -> None:
     late = diary(flawless(), line("plain", "work", "began", 9), line("plain", "work", "ended", 9), without="plain")
     assert replace(late, added={**late.added, "plain": T0.timestamp() + 8}).problems() == []
+
+
+def test_lateness_is_excused_by_a_machine_that_was_as_late_with_everything() -> None:
+    late = diary(flawless(), line("plain", "work", "began", 9), line("plain", "work", "ended", 9), without="plain")
+    assert replace(late, lag=2.0).problems() == []
+    assert replace(late, lag=1.0).problems()
 
 
 def test_two_at_once_are_excused_only_where_the_node_itself_had_trouble() -> None:

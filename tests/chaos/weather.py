@@ -131,8 +131,8 @@ class Weather:
         await _terminate(self.fleet.database, "%")
 
     async def break_listeners(self) -> None:
-        """End the connections that listen for notifications."""
-        await _terminate(self.fleet.database, "listen %")
+        """End the connections that were opened first, among them those that listen for notifications."""
+        await _terminate(self.fleet.database, "%", first=len(self.fleet.nodes))
 
     async def clear(self) -> None:
         """Mend everything, and return when all nodes are at work."""
@@ -146,13 +146,17 @@ class Weather:
                 await self.fleet.wait_until_ready(node)
 
 
-async def _terminate(database: DatabaseUrl, which: str) -> None:
+async def _terminate(database: DatabaseUrl, which: str, *, first: int | None = None) -> None:
     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         async with connected(database) as connection:
             await connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                "where datname = current_database() and pid <> pg_backend_pid() and query ilike $1",
+                "select pg_terminate_backend(pid) from ("
+                "  select pid from pg_stat_activity "
+                "  where datname = current_database() and pid <> pg_backend_pid() and query ilike $1"
+                "  order by backend_start limit $2"
+                ") chosen",
                 which,
+                first,
             )
 
 

@@ -96,6 +96,17 @@ def test_a_schedule_is_shown_as_it_was_made(api: Server) -> None:
     assert api.schedule("shown") == made
 
 
+def test_what_becomes_of_missed_and_overlapping_fires_is_shown_with_its_effective_value(api: Server) -> None:
+    daily = {"task": "greet", "kwargs": {"name": "Ada"}, "trigger": {"type": "cron", "expression": "30 9 * * *"}}
+    names = ("overlap", "catch_up", "catch_up_window", "catch_up_overlap", "coalesce", "priority")
+    given = {"overlap": "buffer_one", "catch_up": "all", "catch_up_window": 3600, "priority": 3}
+    made = api.add({**daily, "options": given})
+    assert [made["options"][name] for name in names] == ["buffer_one", "all", 3600, "buffer_all", "all", 3]
+    assert made["overlap"] == "buffer_one"
+    plain = api.add(daily)
+    assert [plain["options"][name] for name in names] == ["skip", "latest", None, "buffer_all", "latest", 0]
+
+
 def test_the_address_of_a_new_schedule_is_where_it_can_be_read(api: Server) -> None:
     response = api.post("/api/schedules", {"task": "wait", "args": [0], "trigger": NEVER_YET})
     assert response.status_code == 201

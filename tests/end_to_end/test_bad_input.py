@@ -82,7 +82,7 @@ def problem_of(response: Any, status: int, code: str | None) -> dict[str, Any]:
             {"trigger": {"type": "cron", "expression": "0 9 31 2 *"}},
             422,
             "trigger_never_fires",
-            "31 February",
+            "there is no day 31 in February. Choose another day",
             id="31 February",
         ),
         pytest.param(
@@ -130,7 +130,25 @@ def problem_of(response: Any, status: int, code: str | None) -> dict[str, Any]:
         ),
         pytest.param({"tirgger": DAILY}, 422, "invalid_request", "did you mean 'trigger'?", id="misspelt field"),
         pytest.param(
-            {"options": {"overlap": "maybe"}}, 422, "invalid_request", "'skip' or 'allow'", id="unknown option value"
+            {"options": {"overlap": "maybe"}},
+            422,
+            "invalid_request",
+            "buffer_all, cancel_other, got 'maybe'",
+            id="unknown option value",
+        ),
+        pytest.param(
+            {"options": {"catch_up": "all", "coalesce": "latest"}},
+            422,
+            "invalid_request",
+            "both say which of several due fires run",
+            id="catch_up against coalesce",
+        ),
+        pytest.param(
+            {"options": {"catch_up": "none", "catch_up_window": 5, "catch_up_overlap": "allow"}},
+            422,
+            "invalid_options",
+            "catch_up_window of at least 10 s, got 5 s",
+            id="options that contradict each other",
         ),
         pytest.param({"options": {"timeout": -1}}, 422, "invalid_request", "options.timeout", id="negative timeout"),
         pytest.param(

@@ -22,6 +22,8 @@ def every_second(sink: Sink, path: str) -> dict[str, Any]:
         "task": "http_request",
         "kwargs": {"url": sink.url(path), "method": "POST"},
         "trigger": {"type": "cron", "expression": "* * * * * *"},
+        # The default would skip a second that falls due while the job that the killed process had is run again.
+        "options": {"overlap": "allow"},
     }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from apscheduler import Job, Schedule
 from apscheduler.abc import Trigger
 
-from duetime.tasks import OnCrash, Overlap, Retry, TaskOptions
+from duetime.attempts import Retry
+from duetime.options import OnCrash, Overlap, TaskOptions
 
 from ..store.parts import a_job, a_schedule
 
@@ -17,9 +18,12 @@ OPTIONS: dict[str, TaskOptions] = {
     "work": _ALLOW,
     "alone": TaskOptions(),
     "once": TaskOptions(overlap=Overlap.allow, on_crash=OnCrash.abandon),
+    "in_turn": TaskOptions(overlap=Overlap.buffer_all),
+    "in_turn_once": TaskOptions(overlap=Overlap.buffer_all, on_crash=OnCrash.abandon),
     "one": _ALLOW,
     "three": _ALLOW,
     "unlucky": TaskOptions(overlap=Overlap.allow, retry=Retry(max_attempts=3, backoff=0.2, jitter=0)),
+    "attempts": _ALLOW,
     "thread": _ALLOW,
 }
 """Options of the program's tasks; they travel with each schedule and job."""

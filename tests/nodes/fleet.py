@@ -100,6 +100,9 @@ class Fleet:
     database: DatabaseUrl
     directory: Path
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
+    # The diary as far as it has been read: a storm's is long, and this process also carries the nodes' traffic.
+    _lines: list[dict[str, Any]] = field(default_factory=list)
+    _read_to: int = 0
 
     def node(self, name: str, *, database: DatabaseUrl | None = None, skew: float = 0, **settings: Any) -> NodeProcess:
         """Return a node, not started.
@@ -144,10 +147,15 @@ class Fleet:
         path = self.directory / "diary"
         if not path.exists():
             return []
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        with path.open("rb") as diary:
+            diary.seek(self._read_to)
+            written, _, _ = diary.read().rpartition(b"\n")
+        if written:
+            self._read_to += len(written) + 1
+            self._lines += map(json.loads, written.splitlines())
         return [
             line
-            for line in lines
+            for line in self._lines
             if line["what"] in kinds and all(line.get(name) == value for name, value in values.items())
         ]
 

@@ -27,7 +27,7 @@ from typing import Any
 from apscheduler import current_job
 from time_machine import escape_hatch, travel
 
-from duetime import Duetime, Retry, Settings, task
+from duetime import Duetime, Retry, Settings, current_attempt, task
 from duetime.errors import StoreUnavailable
 
 
@@ -90,6 +90,18 @@ async def once(seconds: float = 0, until: str | None = None) -> None:
     await work(seconds, until)
 
 
+@task(name="in_turn", overlap="buffer_all")
+async def in_turn(seconds: float = 0, until: str | None = None) -> None:
+    """Work, after the last job of the same schedule has ended."""
+    await work(seconds, until)
+
+
+@task(name="in_turn_once", overlap="buffer_all", on_crash="abandon")
+async def in_turn_once(seconds: float = 0, until: str | None = None) -> None:
+    """Work, after the last job of the same schedule has ended, at most once."""
+    await work(seconds, until)
+
+
 @task(name="one", overlap="allow", max_running_jobs=1)
 async def one(seconds: float = 0, until: str | None = None) -> None:
     """Work, one at a time over all nodes."""
@@ -115,6 +127,15 @@ async def unlucky() -> None:
     diary.job("ended")
 
 
+@task(name="attempts", overlap="allow")
+async def attempts(until: str) -> None:
+    """Write down what is known of the attempt, and end when a file is there."""
+    attempt = current_attempt()
+    diary.job("began", number=attempt.number, last_error=attempt.last_error)
+    while not Path(until).exists():  # noqa: ASYNC110 - another process makes it
+        await asyncio.sleep(0.01)
+
+
 @task(name="thread", overlap="allow")
 def in_thread(seconds: float = 0) -> None:
     """Work in a thread."""
@@ -130,7 +151,7 @@ async def main() -> None:
     duetime = Duetime(Settings(**order["settings"]))
     async with duetime:
         scheduler = duetime.scheduler
-        for each in (unlimited, alone, once, one, three, unlucky, in_thread):
+        for each in (unlimited, alone, once, in_turn, in_turn_once, one, three, unlucky, attempts, in_thread):
             while True:
                 with suppress(StoreUnavailable):  # the database may be away at that moment, and for longer than a call
                     await scheduler.configure_task(each)

@@ -14,8 +14,9 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from duetime import Duetime, Retry, Settings
+from duetime.options import Overlap, TaskOptions
 from duetime.settings import DatabaseUrl
-from duetime.tasks import Overlap, TaskOptions, TaskRegistry
+from duetime.tasks import TaskRegistry
 
 from ..store.parts import ago, every
 from ..waiting import eventually

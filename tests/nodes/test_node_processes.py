@@ -70,27 +70,34 @@ async def test_a_node_whose_clock_is_wrong_fires_by_the_databases_clock(
     fleet: Fleet, desk: PostgresDataStore, connection: asyncpg.Connection, skew: int
 ) -> None:
     """Neither early nor minutes late; nothing is missed, reaped or run twice because two clocks were compared."""
-    await fleet.start("wrong", skew=skew, lease_duration=LEASE, role="both")
-    await fleet.start("right", lease_duration=LEASE)
+    await fleet.start("wrong", skew=skew, lease_duration=LEASE, max_concurrent_jobs=10)
     grace = timedelta(seconds=100)
     await add(
         desk,
         schedule("date", "work", DateTrigger(ago(-1)), misfire_grace_time=grace),
         schedule("interval", "work", every(0.5), misfire_grace_time=grace),
-        # Longer than a lease, which another node's clock must not end.
-        schedule("long", "work", DateTrigger(ago(0)), kwargs={"seconds": 3 * LEASE}),
         *(schedule(f"one-off {n}", "work", DateTrigger(ago(-n / 20)), misfire_grace_time=grace) for n in range(40)),
     )
-    await eventually(lambda: len({line["schedule"] for line in fleet.diary("ended")}) == 43)
-    await eventually(lambda: len(fleet.diary("ended", schedule="interval")) >= 6)
+    await eventually(lambda: len({line["schedule"] for line in fleet.diary("ended", node="wrong")}) == 42)
+    await fleet.start("right", lease_duration=LEASE, max_concurrent_jobs=10)
+    # More than one of them has places for, and for longer than a lease, which the other one's clock must not end.
+    flag = fleet.directory / "flag"
+    for _ in range(12):
+        await desk.add_job(job("work", kwargs={"until": str(flag)}))
+    await eventually(lambda: len(fleet.diary("began", schedule=None)) == 12)
+    long = "select min(acquired_until - claimed_at) from duetime.jobs where schedule_id is null"
+    await eventually(lambda: connection.fetchval(f"select ({long}) > interval '{3 * LEASE} s'"))
+    flag.touch()
+    fired = len(fleet.diary("ended", schedule="interval"))
+    await eventually(lambda: len(fleet.diary("ended", schedule="interval")) >= fired + 4)
     await desk.pause_schedule("interval")
     await eventually(lambda: connection.fetchval("select count(*) = 0 from duetime.jobs"))
     began = fleet.diary("began")
     assert {line["node"] for line in began} == {"wrong", "right"}, "expected both to take part"
-    assert len({(line["schedule"], line["fire_time"]) for line in began}) == len(began), "a fire ran twice"
-    # A tenth of a second: how well a node knows the database's clock on a machine that is busy.
-    early = [(line["node"], line["schedule"], line["due"] - line["at"]) for line in began]
-    assert not [each for each in early if each[2] > 0.1], "jobs began before their time"
+    assert len({(line["schedule"] or line["job"], line["fire_time"]) for line in began}) == len(began), "one ran twice"
+    # How well a node knows the database's clock depends on the quickest answer that a busy machine has given.
+    early = [(line["node"], line["schedule"], line["due"] - line["at"]) for line in began if line["due"]]
+    assert not [each for each in early if each[2] > 0.4], "jobs began before their time"
     ledger = await connection.fetch("select state, attempts from duetime.fires where state <> 'succeeded'")
     assert not ledger
     apart = await connection.fetchval("select max(abs(extract(epoch from started_at - due_at))) from duetime.runs")

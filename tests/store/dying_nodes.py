@@ -27,10 +27,11 @@ import asyncpg
 from apscheduler import current_job
 
 from duetime.broker import PostgresEventBroker
+from duetime.options import OnCrash, TaskOptions
 from duetime.scheduler import build_scheduler
 from duetime.settings import DatabaseUrl, Settings
 from duetime.store.connections import DirectConnections
-from duetime.tasks import OnCrash, TaskOptions, TaskRegistry
+from duetime.tasks import TaskRegistry
 
 WORK_LEFT = """
     select exists (select from duetime.schedules where next_fire_time <= now()) or exists (select from duetime.jobs)

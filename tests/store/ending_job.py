@@ -19,10 +19,11 @@ from duetime.settings import DatabaseUrl, Settings
 from duetime.store.connections import DirectConnections
 from duetime.tasks import TaskRegistry
 
-ended = asyncio.Event()
+begun, ended = asyncio.Event(), asyncio.Event()
 
 
 async def ending() -> None:
+    begun.set()
     raise getattr(builtins, sys.argv[2])(3)
 
 
@@ -47,6 +48,8 @@ async def main(side: str, address: str) -> None:
     async with scheduler(side, DatabaseUrl.parse(address)) as running:
         await running.start_in_background()
         await running.add_job("ending" if side == "ours" else ending)
+        async with asyncio.timeout(20):
+            await begun.wait()  # a process that ends gets no further than this
         await running.add_job("neighbour" if side == "ours" else neighbour)
         async with asyncio.timeout(20):
             await ended.wait()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 from apscheduler import CoalescePolicy, ConflictPolicy, Event, Job, Schedule, ScheduleResult, Task
@@ -18,13 +19,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from duetime.broker import PostgresEventBroker
+from duetime.options import TaskOptions
 from duetime.scheduler import DuetimeScheduler, build_scheduler
 from duetime.settings import DatabaseUrl, Settings
 from duetime.store.connections import DirectConnections
 from duetime.store.node import NodeDataStore
 from duetime.store.postgres import PostgresDataStore
-from duetime.tasks import TaskOptions, TaskRegistry
+from duetime.tasks import TaskRegistry
 
+from ..matrix.servers import past_the_pooler
 from ..waiting import eventually
 
 LEASE = timedelta(seconds=30)
@@ -47,7 +50,14 @@ def sqlalchemy_url(database: DatabaseUrl) -> URL:
 
 @asynccontextmanager
 async def engine_of(database: DatabaseUrl, **options: Any) -> AsyncIterator[AsyncEngine]:
-    """Lend an engine of the application's own."""
+    """Lend an engine of the application's own; where the address says so, one that keeps no prepared statements."""
+    if database.statement_cache_size == 0:
+        options["connect_args"] = {
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: f"tests_{uuid4().hex}",
+            **options.get("connect_args", {}),
+        }
     engine = create_async_engine(sqlalchemy_url(database), **options)
     try:
         yield engine
@@ -87,7 +97,8 @@ async def a_store(database: DatabaseUrl, **options: Any) -> AsyncIterator[Postgr
 
 def node(database: DatabaseUrl, registry: TaskRegistry, **settings: Any) -> DuetimeScheduler:
     """Return a node's scheduler as ``Duetime`` builds it, not started."""
-    broker = PostgresEventBroker(database.text, channel=settings.get("schema_name", "duetime"))
+    # Past a pooler, as the documentation says: through one, nothing is heard.
+    broker = PostgresEventBroker(past_the_pooler(database).text, channel=settings.get("schema_name", "duetime"))
     return build_scheduler(
         Settings(database_url=database.text, **settings), DirectConnections(database), broker, registry
     )

@@ -80,6 +80,9 @@ async def fill(database: DatabaseUrl) -> None:
     await connection.close()
 
 
+_SOURCE = "select prosrc from pg_proc where proname = $1"
+
+
 @dataclass
 class Node:
     """One node of a plan, with those below it."""
@@ -141,6 +144,16 @@ class ExplainedConnections:
         """Lend the connection, as something that explains."""
         yield self
 
+    def probe(self) -> Any:
+        """Lend the connection."""
+        return self.acquire()
+
+    async def warm(self, count: int, steps: Any) -> None:
+        """Do nothing: there is only this one."""
+
+    def prepare_no_more(self) -> None:
+        """Do nothing: there is no pooler between."""
+
     async def close(self) -> None:
         """Do nothing: the connection belongs to the test."""
 
@@ -157,12 +170,49 @@ class ExplainedConnections:
         named = re.match(r"/\* duetime: (\w+) \*/", statement)
         plans = self.plans.setdefault(named[1] if named else "read", [])
         plans.extend(await self._explain(statement, arguments))
-        if "claim_jobs_v1" in statement:
+        if "claim_jobs_v3" in statement:
             # PostgreSQL does not look into a function when it explains the statement that calls it.
             for part in await self._parts_of_the_claim():
-                wanted = arguments if "$4" in part else ()
-                self.plans.setdefault("claim_jobs_v1", []).extend(await self._explain(part, wanted))
+                wanted = (*arguments, True) if "$4" in part else ()
+                self.plans.setdefault("claim_jobs_v3", []).extend(await self._explain(part, wanted))
+        if "take_back_v1" in statement:
+            ids = arguments[0] if isinstance(arguments[0], list) else []
+            await self._explain_function("take_back_v1", r"\breturn query(.*?);", p_schedules=("text[]", ids))
+        if "rename_jobs_v1" in statement:
+            [old], new = arguments[0], arguments[18]
+            await self._explain_function(
+                "rename_jobs_v1", r"\bbegin\b(.*?) into jobs_moved", p_old=("text", old), p_new=("text", new)
+            )
         return await self._connection.fetch(statement, *arguments)
+
+    async def _explain_function(self, name: str, statement: str, **arguments: tuple[str, Any]) -> None:
+        """Explain what a function runs.
+
+        :param statement: pattern whose group is the statement in the function's source
+        :param arguments: type and value of each parameter, by its name
+        """
+        found = re.search(statement, await self._connection.fetchval(_SOURCE, name), re.DOTALL)
+        assert found
+        text = found[1]
+        for place, (parameter, (kind, _)) in enumerate(arguments.items(), start=1):
+            text = re.sub(rf"\b{parameter}\b", f"${place}::{kind}", text)
+        values = tuple(value for _, value in arguments.values())
+        self.plans.setdefault(name, []).extend(await self._explain(text, values))
+
+    async def copy_from_query(self, statement: str, *, output: Any) -> Any:
+        """Explain the statement of a COPY, and run it."""
+        named = re.search(r"/\* duetime: (\w+) \*/", statement)
+        assert named
+        self.plans.setdefault(named[1], []).extend(await self._explain(statement, ()))
+        return await self._connection.copy_from_query(statement, output=output)
+
+    async def copy_records_to_table(self, *arguments: Any, **options: Any) -> Any:
+        """Fill a table, which no plan is made for."""
+        return await self._connection.copy_records_to_table(*arguments, **options)
+
+    def get_server_pid(self) -> int:
+        """Return the server's process, as the connection does."""
+        return int(self._connection.get_server_pid())
 
     async def _explain(self, statement: str, arguments: tuple[Any, ...]) -> list[Plan]:
         trial = self._connection.transaction()
@@ -181,9 +231,16 @@ class ExplainedConnections:
         return [Plan.read(for_values), Plan.read(for_any)]
 
     async def _parts_of_the_claim(self) -> list[str]:
-        source = await self._connection.fetchval("select prosrc from pg_proc where proname = 'claim_jobs_v1'")
+        source = await self._connection.fetchval("select prosrc from pg_proc where proname = 'claim_jobs_v3'")
         for place, (name, kind) in enumerate(
-            [("p_node", "text"), ("p_lease", "interval"), ("p_ahead", "interval"), ("p_limit", "integer")], 1
+            [
+                ("p_node", "text"),
+                ("p_lease", "interval"),
+                ("p_ahead", "interval"),
+                ("p_limit", "integer"),
+                ("p_confirms", "boolean"),
+            ],
+            1,
         ):
             source = re.sub(rf"\b{name}\b", f"${place}::{kind}", source)
         source = re.sub(r"\bv_now\b", "now()", source)

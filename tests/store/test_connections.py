@@ -12,14 +12,15 @@ import asyncpg
 import pytest
 import sqlalchemy.exc
 from apscheduler import ConflictPolicy
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from duetime.errors import InvalidSettings, StoreUnavailable
 from duetime.settings import DatabaseUrl
 from duetime.store import PostgresDataStore
-from duetime.store.connections import DirectConnections, EngineConnections, is_transient
+from duetime.store.connections import DirectConnections, is_transient
+from duetime.store.engine import EngineConnections
 
 from ..waiting import eventually
 from .network import Network
@@ -170,6 +171,76 @@ async def test_a_cancelled_call_leaves_the_applications_pool_whole(
             assert await store.get_tasks() == []
 
 
+async def test_the_server_is_not_asked_what_an_array_is_on_an_engines_connection_either(database: DatabaseUrl) -> None:
+    question = "select $1::uuid[], $2::timestamptz[], $3::interval[], $4::bytea[]"
+    queries: list[str] = []
+    async with engine_of(database) as engine, EngineConnections(engine).acquire() as connection:
+        connection.add_query_logger(lambda record: queries.append(record.query))
+        assert tuple(await connection.fetchrow(question, [], [], [], [b"x"])) == ([], [], [], [b"x"])
+        await eventually(lambda: len(queries) > 0)  # the driver tells in the next round of the event loop
+    assert queries == [question]
+
+
+@pytest.mark.parametrize("options", [{}, {"poolclass": NullPool}], ids=["pool", "no pool"])
+async def test_a_call_that_is_cancelled_while_the_engine_connects_leaves_no_connection_open(
+    database: DatabaseUrl, options: dict[str, Any]
+) -> None:
+    """SQLAlchemy, 2.0.44 for one, forgets a connection whose first questions to the server are cancelled."""
+    for steps in range(8):
+        opened: list[asyncpg.Connection] = []
+        cancelling: list[asyncio.Task[None]] = []
+
+        def note(
+            connection: Any,
+            _record: object,
+            steps: int = steps,
+            opened: list[asyncpg.Connection] = opened,
+            cancelling: list[asyncio.Task[None]] = cancelling,
+        ) -> None:
+            calling = asyncio.current_task()
+            assert calling is not None
+            opened.append(connection.driver_connection)
+            cancelling.append(asyncio.get_running_loop().create_task(cancel(calling, steps)))
+
+        async with engine_of(database, **options) as engine:
+            event.listen(engine.sync_engine, "connect", note, insert=True)
+            calling = asyncio.create_task(use(EngineConnections(engine)))
+            await asyncio.wait([calling])
+            await asyncio.gather(*cancelling)
+            assert calling.cancelled()
+            assert [each.is_closed() for each in opened] == [True]
+
+
+async def use(connections: EngineConnections) -> None:
+    async with connections.acquire() as connection:
+        await connection.fetch("select pg_sleep(60)")
+
+
+async def cancel(task: asyncio.Task[Any], steps: int) -> None:
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+
+
+async def test_what_a_store_is_writing_when_it_ends_is_written_first(
+    database: DatabaseUrl, connection: asyncpg.Connection
+) -> None:
+    """Its caller is gone. Else the application's engine would be used after its end, and nobody would close that."""
+    async with engine_of(database) as engine:
+        store = PostgresDataStore(engine)
+        async with started(store):
+            await store.add_task(a_task())
+            await connection.execute("begin; lock table duetime.schedules in exclusive mode")
+            adding = asyncio.create_task(store.add_schedule(a_schedule("s"), ConflictPolicy.exception))
+            await eventually(lambda: connection.fetchval("select count(*) > 0 from pg_locks where not granted"))
+            adding.cancel()
+            await asyncio.wait([adding])
+            rollback = asyncio.create_task(connection.execute("rollback"))
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        await rollback
+    assert await connection.fetchval("select count(*) from duetime.schedules") == 1
+
+
 async def test_an_exhausted_pool_of_the_application_does_not_stop_a_store_with_an_address(
     database: DatabaseUrl,
 ) -> None:
@@ -224,7 +295,7 @@ async def test_no_more_connections_are_open_than_the_size_says(
         async with direct.acquire() as mine:
             lent += 1
             most = max(most, lent)
-            await mine.fetch("select pg_sleep(0.01)")
+            await mine.fetch("select pg_sleep(0.1)")  # longer than connecting takes, with a password too
             lent -= 1
 
     await asyncio.gather(*(use() for _ in range(20)))
@@ -343,10 +414,18 @@ async def test_a_store_cannot_be_started_while_the_database_refuses_it_for_good(
         def acquire(self) -> Any:
             raise asyncpg.InsufficientPrivilegeError("permission denied for database")
 
+        probe = acquire
+
+        async def warm(self, count: int, steps: Any) -> None:
+            """There is nothing to make ready."""
+
+        def prepare_no_more(self) -> None:
+            """There is nothing that prepares."""
+
         async def close(self) -> None:
             """There is nothing to close."""
 
     store = PostgresDataStore("postgresql://", connections=Refusing())
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+    with pytest.raises(StoreUnavailable, match="permission denied for database"):
         async with AsyncExitStack() as stack:
             await store.start(stack, silent_broker(), logger)

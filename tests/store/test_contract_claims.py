@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import pytest
 from apscheduler import (
     ConflictPolicy,
     Event,
+    Schedule,
 )
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.options import Overlap, TaskOptions
 from duetime.settings import DatabaseUrl
-from duetime.store import PostgresDataStore
-from duetime.tasks import Overlap, TaskOptions
+from duetime.store import PostgresDataStore, postgres
+from duetime.store.planning import plan
 
 from .parts import (
     LEASE,
@@ -148,6 +151,18 @@ async def test_a_fire_is_skipped_while_the_last_job_of_its_schedule_goes_on(
     assert len(await store.get_jobs()) == 1
 
 
+async def test_a_fire_of_a_stock_schedule_that_overlaps_makes_its_job_all_the_same(
+    store: PostgresDataStore, connection: asyncpg.Connection
+) -> None:
+    """Its metadata say nothing about overlap."""
+    await add(store, a_schedule("s", every(60, ago(1)), metadata={}))
+    await fire(store)
+    await connection.execute("update duetime.schedules set next_fire_time = now()")
+    await fire(store)
+    assert {row["state"] for row in await connection.fetch("select state from duetime.fires")} == {"pending"}
+    assert len(await store.get_jobs()) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     ["args = 'no arguments'", "args = '5'", "trigger = ''", """metadata = '{"a": [null]}'"""],
@@ -167,10 +182,15 @@ async def test_an_unreadable_schedule_is_set_aside_and_the_others_are_claimed(
 
 
 async def test_a_schedule_that_cannot_be_planned_is_set_aside_and_the_others_are_claimed(
-    store: PostgresDataStore, connection: asyncpg.Connection
+    store: PostgresDataStore, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await add(store, a_schedule("bad", max_jitter=timedelta(days=1)), a_schedule("good"))
-    await connection.execute("update duetime.schedules set misfire_grace_time = interval '9000 years' where id = 'bad'")
+    def overflows(schedule: Schedule, *args: Any, **options: Any) -> Any:
+        if schedule.id == "bad":
+            raise OverflowError("date value out of range")
+        return plan(schedule, *args, **options)
+
+    monkeypatch.setattr(postgres, "plan", overflows)
+    await add(store, a_schedule("bad"), a_schedule("good"))
     assert ids(await store.acquire_schedules("one", LEASE, 9)) == ["good"]
     reason = await connection.fetchval("select broken_reason from duetime.schedules where id = 'bad'")
     assert reason.startswith("its fires cannot be worked out: OverflowError")

@@ -14,8 +14,9 @@ from apscheduler import (
 )
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.attempts import Retry
+from duetime.options import OnCrash, TaskOptions
 from duetime.store import PostgresDataStore
-from duetime.tasks import OnCrash, Retry, TaskOptions
 
 from ..waiting import eventually
 from .parts import (

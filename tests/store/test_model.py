@@ -14,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from duetime.settings import DatabaseUrl
 
+from ..template import TEMPLATE
 from .model import CLOCK, Nodes, World
 
 
@@ -35,7 +36,7 @@ def world(server: DatabaseUrl) -> Iterator[World]:
         runner.run(
             _administer(
                 server,
-                f"create database {name} template duetime_template",
+                f"create database {name} template {TEMPLATE}",
                 f"alter database {name} set search_path = hand, pg_catalog",
             )
         )

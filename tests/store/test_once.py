@@ -21,9 +21,11 @@ import pytest
 from apscheduler import ConflictPolicy, RunState, current_job
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.options import OnCrash, TaskOptions
 from duetime.settings import DatabaseUrl
 from duetime.store import PostgresDataStore
-from duetime.tasks import OnCrash, TaskOptions, TaskRegistry
+from duetime.store.clock import DatabaseClock
+from duetime.tasks import TaskRegistry
 
 from ..waiting import eventually
 from .parts import a_schedule, a_store, ago, every, expire, node, running, tasks
@@ -294,7 +296,7 @@ async def test_a_job_that_was_claimed_while_the_answer_of_its_release_was_lost_r
         lost.meanwhile = until_it_has_begun
         await scheduler.add_schedule("waits", DateTrigger(ago(1)), id="s")
         await eventually(lambda: lost.answers == 2)
-        await eventually(lambda: scheduler.store._wakes_at is not None)  # the schedule loop is done with it
+        await eventually(lambda: scheduler.store._next_due_known)  # the schedule loop is done with it
         assert not any(card.job.id in begun for card in scheduler.store._hand)
         open_door.set()
         await eventually(lambda: ledger.fetchval("select state = 'succeeded' from duetime.fires"))
@@ -303,20 +305,64 @@ async def test_a_job_that_was_claimed_while_the_answer_of_its_release_was_lost_r
     assert await ledger.fetchval("select count(*) from duetime.runs") == 1
 
 
+@pytest.mark.parametrize("on_crash", list(OnCrash), ids=str)
+async def test_jobs_of_a_claim_whose_answer_was_lost_run_at_once(
+    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, on_crash: OnCrash
+) -> None:
+    """They are claimed, and nobody knows: until their leases end, which takes an hour here."""
+    lost = LostAnswer("acquire_jobs", monkeypatch)
+    lost.happened = 1  # not yet: the first look is no claim
+    scheduler = node(database, working(database), lease_duration=3600)
+    async with running(scheduler):
+        await eventually(lambda: scheduler.store._is_asked)
+        lost.answers = lost.happened = 0
+        await asyncio.gather(*(scheduler.add_job(str(on_crash)) for _ in range(5)))
+        await eventually(lambda: ledger.fetchval("select count(*) = 5 from duetime.runs"))
+        assert scheduler.state is RunState.started
+        assert await ledger.fetchval("select count(*) from duetime.jobs") == 0
+    assert lost.happened == 1
+    runs = await ledger.fetch("select attempt, outcome from duetime.runs")
+    assert {tuple(row) for row in runs} == {(1, "success")}
+
+
+@pytest.mark.parametrize("has_ended", [False, True], ids=["its job is going", "its job has ended"])
 @pytest.mark.parametrize("name", ["run_schedule", "add_jobs"])
 async def test_a_request_whose_answer_is_lost_makes_one_job(
-    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str
+    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, name: str, has_ended: bool
 ) -> None:
     lost = LostAnswer(name, monkeypatch)
     scheduler = node(database, working(database))
     async with running(scheduler):
         await scheduler.add_schedule("retry", DateTrigger(ago(-3600)), id="s")
+
+        async def until_it_has_ended() -> None:
+            scheduler.store._queue_is_due = True
+            scheduler.store._jobs_wake.set()
+            await eventually(lambda: ledger.fetchval("select count(*) > 0 from duetime.runs"))
+
+        if has_ended:
+            lost.meanwhile = until_it_has_ended
         if name == "run_schedule":
             job_id = await scheduler.store.run_schedule("s")
         else:
             job_id = await scheduler.add_job("retry")
         await eventually(lambda: ledger.fetchval("select count(*) > 0 from duetime.runs"))
-        await eventually(lambda: not scheduler.store._attempts)
+        await eventually(lambda: is_done(ledger))
     assert lost.happened == 1
     assert [row["job_id"] for row in await ledger.fetch("select * from effects")] == [job_id]
     assert await ledger.fetchval("select count(*) from duetime.fires") == (name == "run_schedule")
+
+
+async def test_requests_at_the_same_instant_get_a_job_each(
+    database: DatabaseUrl, ledger: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_store(database) as store:
+        await store.add_schedule(a_schedule("s", DateTrigger(ago(-3600))), ConflictPolicy.exception)
+        await store.database.fetch("time", deadline=None)
+        instant = ago()
+        monkeypatch.setattr(DatabaseClock, "now", lambda _: instant)
+        jobs = await asyncio.gather(*(store.run_schedule("s") for _ in range(5)))
+    fires = await ledger.fetch("select fire_time, job_id from duetime.fires order by fire_time")
+    assert [row["fire_time"] - instant for row in fires] == [timedelta(microseconds=n) for n in range(5)]
+    assert {row["job_id"] for row in fires} == set(jobs)
+    assert {row["id"] for row in await ledger.fetch("select id from duetime.jobs")} == set(jobs)

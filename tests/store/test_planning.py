@@ -11,14 +11,17 @@ from zoneinfo import ZoneInfo
 import pytest
 from apscheduler import CoalescePolicy, Schedule
 from apscheduler.abc import Trigger
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from hypothesis import given
 from hypothesis import strategies as st
 
+from duetime.options import CatchUp, Overlap, TaskOptions
 from duetime.records import FireState
 from duetime.store import planning
-from duetime.store.planning import MAX_FIRES, Plan, PlannedFire, PlannedTrigger, TooFarBehind, plan
+from duetime.store.planning import MAX_FIRES, MAX_REPEATS, Plan, PlannedFire, PlannedTrigger, TooFarBehind, plan
+from duetime.triggers import Cron
 
 from .parts import a_schedule
 
@@ -157,6 +160,100 @@ def test_the_earliest_may_be_missed_for_all_while_the_latest_would_have_run() ->
     assert by_state(latest.fires) == {FireState.coalesced: seconds(-3), FireState.pending: seconds(-1)}
 
 
+# -- catch-up ---------------------------------------------------------------------------------------------------------
+
+
+def catching_up(**options: Any) -> dict[str, Any]:
+    return TaskOptions(**options).to_metadata()
+
+
+def test_catch_up_all_runs_each_fire_in_turn_whatever_the_coalesce_and_overlap_policies_are() -> None:
+    for coalesce in CoalescePolicy:
+        metadata = catching_up(catch_up=CatchUp.all, overlap=Overlap.skip)
+        made = planned(due(Times(*seconds(-3, -2, -1, 5)), coalesce=coalesce, metadata=metadata))
+        assert by_state(made.fires) == {FireState.pending: seconds(-3, -2, -1)}
+        assert {fire.overlap for fire in made.fires} == {Overlap.buffer_all}
+        assert not any(fire.checks_overlap for fire in made.fires)
+
+
+def test_catch_up_all_may_be_given_another_overlap_policy() -> None:
+    metadata = catching_up(catch_up=CatchUp.all, catch_up_overlap=Overlap.allow)
+    made = planned(due(Times(*seconds(-3, -2)), metadata=metadata))
+    assert [fire.overlap for fire in made.fires] == [Overlap.allow] * 2
+
+
+def test_a_lone_fire_in_time_has_the_overlap_policy_of_its_schedule_and_a_late_one_that_of_the_catch_up() -> None:
+    metadata = catching_up(catch_up=CatchUp.all)
+    [in_time] = planned(due(Times(*seconds(-1)), metadata=metadata)).fires
+    assert (in_time.overlap, in_time.checks_overlap) == (None, True)
+    [late] = planned(due(Times(*seconds(-60)), metadata=metadata)).fires
+    assert (late.overlap, late.checks_overlap) == (Overlap.buffer_all, False)
+
+
+def test_catch_up_latest_runs_the_last_one_whatever_the_coalesce_policy_is() -> None:
+    for coalesce in CoalescePolicy:
+        metadata = catching_up(catch_up=CatchUp.latest)
+        made = planned(due(Times(*seconds(-30, -20, -10)), coalesce=coalesce, metadata=metadata))
+        assert by_state(made.fires) == {FireState.coalesced: seconds(-30, -20), FireState.pending: seconds(-10)}
+
+
+def test_catch_up_none_misses_what_fell_due_in_a_downtime_and_fires_what_is_due_now() -> None:
+    made = planned(due(Times(*seconds(-60, -30, -1, 29)), metadata=catching_up(catch_up=CatchUp.none)))
+    assert by_state(made.fires) == {FireState.missed: seconds(-60, -30), FireState.pending: seconds(-1)}
+    assert made.fires[0].reason == (
+        "it fell due 60.000 s before a node came to it, and nothing is made up for (catch_up=none)"
+    )
+    assert (made.last_fire_time, made.next_fire_time) == tuple(seconds(-1, 29))
+
+
+def test_a_downtime_that_leaves_nothing_to_run_moves_the_schedule_on() -> None:
+    made = planned(due(Times(*seconds(-60, -30, 29)), metadata=catching_up(catch_up=CatchUp.none)))
+    assert by_state(made.fires) == {FireState.missed: seconds(-60, -30)}
+    assert (made.last_fire_time, made.next_fire_time) == tuple(seconds(-30, 29))
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "runs", "coalesced"),
+    [(CatchUp.all, (-50, -10), ()), (CatchUp.latest, (-10,), (-50,)), (None, (-10,), (-50,))],
+)
+def test_what_lies_outside_the_window_is_missed_and_the_policy_decides_about_the_rest(
+    catch_up: CatchUp | None, runs: tuple[int, ...], coalesced: tuple[int, ...]
+) -> None:
+    metadata = catching_up(catch_up=catch_up, catch_up_window=60 * SECOND)
+    made = planned(due(Times(*seconds(-90, -61, -50, -10, 30)), metadata=metadata))
+    found = by_state(made.fires)
+    assert found[FireState.missed] == seconds(-90, -61)
+    assert found[FireState.pending] == seconds(*runs)
+    assert found.get(FireState.coalesced, []) == seconds(*coalesced)
+    assert made.fires[1].reason == (
+        "it fell due 61.000 s before a node came to it, outside its catch-up window of 60 s"
+    )
+
+
+def test_a_long_downtime_writes_a_thousand_rows_and_counts_the_others() -> None:
+    trigger = IntervalTrigger(seconds=1, start_time=NOW - timedelta(days=1))
+    made = planned(due(trigger, metadata=catching_up(catch_up=CatchUp.all, catch_up_window=60 * SECOND)))
+    found = by_state(made.fires)
+    assert len(found[FireState.missed]) == MAX_FIRES
+    assert len(found[FireState.pending]) == 61
+    assert made.fires[0].reason is not None
+    assert made.fires[0].reason.endswith(f"; {86_400 - 60 - MAX_FIRES} fires before it were missed without a row each")
+    assert made.fires[1].reason is not None
+    assert "without a row" not in made.fires[1].reason
+
+
+def test_a_grace_time_counts_within_the_window() -> None:
+    metadata = catching_up(catch_up=CatchUp.all, catch_up_window=60 * SECOND)
+    made = planned(due(Times(*seconds(-90, -50, -10)), misfire_grace_time=20 * SECOND, metadata=metadata))
+    assert by_state(made.fires) == {FireState.missed: seconds(-90, -50), FireState.pending: seconds(-10)}
+    assert made.fires[1].reason == "50.000 s late, beyond its grace time of 20 s"
+
+
+def test_catch_up_options_without_a_meaning_are_an_error_of_this_schedule() -> None:
+    with pytest.raises(ValueError, match="never"):
+        planned(due(Times(*seconds(-1)), metadata={"duetime.catch_up": "never"}))
+
+
 # -- jitter ----------------------------------------------------------------------------------------------------------
 
 
@@ -219,11 +316,25 @@ def test_a_broken_trigger_ends_its_schedule_with_a_reason_and_the_due_fire_still
 
 @pytest.mark.parametrize("back", [SECOND, timedelta(0)], ids=["goes backwards", "stands still"])
 def test_a_trigger_that_does_not_advance_ends_its_schedule_with_a_reason(back: timedelta) -> None:
-    made = planned(due(Times(NOW - 2 * SECOND, NOW - SECOND, NOW - SECOND - back), coalesce=CoalescePolicy.all))
+    times = [NOW - 2 * SECOND, NOW - SECOND, *[NOW - SECOND - back] * (MAX_REPEATS + 1)]
+    made = planned(due(Times(*times), coalesce=CoalescePolicy.all))
     assert made.broken_reason is not None
     assert "after 2026-03-28T11:59:59+00:00" in made.broken_reason
     assert by_state(made.fires) == {FireState.pending: seconds(-2, -1)}
     assert made.next_fire_time is None
+
+
+def test_an_instant_that_a_combined_trigger_gives_twice_is_one_fire() -> None:
+    """``OrTrigger`` compares its members' times by the clock on the wall, which shows 02:50 twice in that night."""
+    start = datetime(2027, 10, 31, tzinfo=UTC)
+    twice = datetime(2027, 10, 31, 2, 50, tzinfo=ZoneInfo("Europe/Berlin"))
+    members = [Cron("50 0 * * *", start_time=start), DateTrigger(twice)]
+    again = OrTrigger([Cron("50 0 * * *", start_time=start), DateTrigger(twice)])
+    assert [each and each.astimezone(UTC) for each in (again.next(), again.next())] == [twice.astimezone(UTC)] * 2
+    made = planned(due(OrTrigger(members)), twice.astimezone(UTC))
+    assert made.broken_reason is None
+    assert [fire.fire_time for fire in made.fires] == [twice.astimezone(UTC)]
+    assert made.next_fire_time == twice.astimezone(UTC) + timedelta(days=1)
 
 
 def test_a_trigger_that_yields_the_past_for_ever_ends_its_schedule() -> None:

@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from duetime.broker import PostgresEventBroker, decode
 from duetime.errors import UnknownTask
 from duetime.settings import DatabaseUrl
 from duetime.store import PostgresDataStore
+from duetime.store.connections import DirectConnections
 
 from ..waiting import eventually
 from .parts import a_job, a_task, ago, engine_of, node, running, silent_broker, started, tasks
@@ -109,6 +111,11 @@ async def test_with_the_newest_anyio_an_event_reaches_another_process_through_ou
         await stock_pair[0].publish(event)
         await our_pair[0].publish(event)
         await eventually(lambda: bool(heard["ours"]))
+        if tuple(map(int, version("anyio").split(".")[:2])) < (4, 14):
+            # With an older one the stock broker delivers, too.
+            await eventually(lambda: heard == {"stock": [event], "ours": [event]})
+            assert not drops
+            return
         # The stock brokers have received it by now, each with the same outcome.
         await eventually(lambda: len(drops) == 2)
     assert heard == {"stock": [], "ours": [event]}
@@ -176,10 +183,14 @@ async def test_an_idle_listening_connection_is_queried_again_and_again_by_the_st
         return {row["query"].strip().lower().rstrip(";")[:6] for row in rows}
 
     stock_broker = AsyncpgEventBroker(database.text, max_idle_time=0.02)
-    our_broker = PostgresEventBroker(database.text, max_idle_time=0.02)
-    async with started_brokers(stock_broker, our_broker):
-        await our_broker.wait_listening()
-        await eventually(lambda: _equals(last_queries, {"select", "listen"}))
+    shared = DirectConnections(database)  # as a node has them; one of the broker's own is asked now and then, as stock
+    our_broker = PostgresEventBroker("", shares=shared, max_idle_time=0.02)
+    try:
+        async with started_brokers(stock_broker, our_broker):
+            await our_broker.wait_listening()
+            await eventually(lambda: _equals(last_queries, {"select", "listen"}))
+    finally:
+        await shared.close()
 
 
 async def _equals(ask: Any, answer: set[str]) -> bool:

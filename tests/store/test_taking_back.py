@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
 import pytest
-from apscheduler import ConflictPolicy
+from apscheduler import ConflictPolicy, Job
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.options import TaskOptions
 from duetime.scheduler import DuetimeScheduler
 from duetime.settings import DatabaseUrl
 from duetime.store import PostgresDataStore, scheduler_transaction
-from duetime.tasks import TaskOptions
 
 from ..waiting import eventually
-from .parts import a_schedule, a_store, ago, every, node, running, tasks
+from .parts import a_job, a_schedule, a_store, add, ago, every, node, running, tasks
 
 done: list[str] = []
 
@@ -175,3 +176,49 @@ async def test_a_schedule_that_a_node_has_claimed_when_it_stops_is_another_nodes
     assert await connection.fetchval("select acquired_by from duetime.schedules") is None
     async with running(node(database, tasks(work))):
         await eventually(lambda: done == ["work"])
+
+
+@pytest.mark.parametrize("change", ["remove_schedule", "pause_schedule", "replace"])
+async def test_jobs_that_come_while_a_change_waits_for_them_are_taken_back_too(
+    database: DatabaseUrl, connection: asyncpg.Connection, change: str
+) -> None:
+    """The release that makes them has the schedule's row, and has begun before the change does."""
+    await connection.execute(
+        "create function duetime.wait() returns trigger language plpgsql as "
+        "$$ begin perform pg_sleep(1); return null; end $$; "
+        "create trigger waits after insert on duetime.fires for each statement execute function duetime.wait()"
+    )
+    async with a_store(database) as store:
+        await add(store, a_schedule("s", every(60, ago(-30))))
+        release = asyncio.create_task(release_with(connection, a_job(), ago(-30)))
+        await eventually(lambda: waits_in_the_server(store))
+        if change == "replace":
+            await store.add_schedule(a_schedule("s", every(3600, ago(-60))), ConflictPolicy.replace)
+        else:
+            await getattr(store, f"{change}s")(["s"])
+        await release
+        assert await connection.fetchval("select count(*) from duetime.jobs") == 0
+        assert await connection.fetchval("select count(*) from duetime.fires") == 0
+
+
+async def release_with(connection: asyncpg.Connection, job: Job, fire_time: datetime) -> None:
+    """Write what a release writes: the schedule's next time, and a job with its ledger row, in one statement."""
+    await connection.execute(
+        "with released as (update duetime.schedules set next_fire_time = next_fire_time + interval '1 minute', "
+        "acquired_by = null, acquired_until = null where id = 's' returning id), "
+        "made as (insert into duetime.jobs (id, task_id, args, kwargs, schedule_id, fire_time, scheduled_fire_time, "
+        "executor, metadata) select $1, 'work', '[]', '{}', id, $2, $2, 'async', '{}' from released) "
+        "insert into duetime.fires (schedule_id, fire_time, task_id, state, job_id) "
+        "select id, $2, 'work', 'pending', $1 from released",
+        job.id,
+        fire_time,
+    )
+
+
+async def waits_in_the_server(store: PostgresDataStore) -> bool:
+    """Return whether the release is under way: it sleeps."""
+    [row] = await store.database.query(
+        "select count(*) as n from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()",
+        deadline=None,
+    )
+    return bool(row["n"])

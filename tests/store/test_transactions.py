@@ -271,7 +271,11 @@ async def test_the_schema_is_made_before_the_first_use_in_a_transaction(empty_da
     await scheduler.store.connections.close()
 
 
-@pytest.mark.parametrize("wrong", [None, object(), "postgresql://localhost/x", timedelta()], ids=repr)
+@pytest.mark.parametrize(
+    "wrong",
+    [None, object(), "postgresql://localhost/x", timedelta()],
+    ids=["nothing", "an object", "an address", "a duration"],
+)
 async def test_what_is_no_transaction_is_refused_with_what_would_be_one(wrong: Any) -> None:
     with pytest.raises(InvalidSettings, match=r"AsyncSession or AsyncConnection or an asyncpg connection"):
         async with scheduler_transaction(wrong):

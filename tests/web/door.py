@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from duetime import records
-from duetime.commands import FireQuery, NewJob, NewSchedule, PageRequest, RunQuery, ScheduleQuery
+from duetime.changing import Revisions
+from duetime.commands import FireQuery, NewJob, NewSchedule, PageRequest, RunQuery, ScheduleChange, ScheduleQuery
 from duetime.service import Service
 from duetime.settings import Settings
 from duetime.web import build_router, health_router, install
@@ -113,14 +114,24 @@ class DoorService(Service):
     async def schedules(self, query: ScheduleQuery) -> records.Page[records.Schedule]:
         return self._answer("schedules", query, records.Page(items=[a_schedule("s")], next="cursor"))
 
-    async def remove(self, schedule_id: str) -> None:
-        self._answer("remove", schedule_id, None)
+    async def preview(self, new: NewSchedule, *, fires: int = 5) -> records.Preview:
+        return self._answer("preview", (new, fires), records.Preview(verdict=records.Verdict.ok))
 
-    async def pause(self, schedule_id: str) -> records.Schedule:
-        return self._answer("pause", schedule_id, a_schedule(schedule_id))
+    async def update(
+        self, schedule_id: str, change: ScheduleChange, *, revision: Revisions | None = None
+    ) -> records.Schedule:
+        return self._answer("update", (schedule_id, change, revision), a_schedule(change.id or schedule_id))
 
-    async def resume(self, schedule_id: str) -> records.Schedule:
-        return self._answer("resume", schedule_id, a_schedule(schedule_id))
+    async def remove(self, schedule_id: str, *, revision: Revisions | None = None) -> None:
+        self._answer("remove", schedule_id if revision is None else (schedule_id, revision), None)
+
+    async def pause(self, schedule_id: str, *, revision: Revisions | None = None) -> records.Schedule:
+        asked = schedule_id if revision is None else (schedule_id, revision)
+        return self._answer("pause", asked, a_schedule(schedule_id))
+
+    async def resume(self, schedule_id: str, *, revision: Revisions | None = None) -> records.Schedule:
+        asked = schedule_id if revision is None else (schedule_id, revision)
+        return self._answer("resume", asked, a_schedule(schedule_id))
 
     async def run_schedule(self, schedule_id: str) -> records.Job:
         return self._answer("run_schedule", schedule_id, a_job(schedule_id))
@@ -130,6 +141,10 @@ class DoorService(Service):
 
     async def jobs(self, query: PageRequest) -> records.Page[records.Job]:
         return self._answer("jobs", query, records.Page(items=[a_job()]))
+
+    async def cancel_job(self, job_id: UUID, reason: str | None = None) -> records.Cancellation:
+        state = records.CancelState.cancelled if reason is None else records.CancelState.requested
+        return self._answer("cancel_job", (job_id, reason), records.Cancellation(job_id=job_id, state=state))
 
     async def fires(self, query: FireQuery) -> records.Page[records.Fire]:
         page: records.Page[records.Fire] = records.Page(items=[a_fire(query.schedule_id or "s")])

@@ -166,6 +166,17 @@ async def test_a_job_is_accepted_with_202(client: httpx.AsyncClient, runtime: Do
     assert runtime.answers.calls == [("add_job", NewJob(task="send_sms", args=[1]))]
 
 
+async def test_a_cancellation_says_whether_it_is_done_or_asked_for(
+    client: httpx.AsyncClient, runtime: DoorRuntime
+) -> None:
+    done = await client.post(f"/api/jobs/{JOB_ID}/cancel")
+    assert (done.status_code, done.json()["state"]) == (200, "cancelled")
+    asked = await client.post(f"/api/jobs/{JOB_ID}/cancel?reason=wrong+customer")
+    assert (asked.status_code, asked.json()["state"]) == (202, "requested")
+    assert runtime.answers.calls == [("cancel_job", (JOB_ID, None)), ("cancel_job", (JOB_ID, "wrong customer"))]
+    assert problem_of(await client.post("/api/jobs/7/cancel"))["code"] == "invalid_request"
+
+
 async def test_the_tasks_come_as_one_page_with_their_arguments(client: httpx.AsyncClient) -> None:
     page = (await client.get("/api/tasks")).json()
     assert page["next"] is None
@@ -328,7 +339,7 @@ async def test_a_query_of_another_shape_is_refused_with_the_place_and_a_hint(
     ("method", "path", "allowed"),
     [
         ("PUT", "/api/schedules", "GET, POST"),
-        ("POST", "/api/schedules/a%2Fb", "DELETE, GET"),
+        ("POST", "/api/schedules/a%2Fb", "DELETE, GET, PATCH"),
         ("GET", "/api/schedules/a/pause", "POST"),
         ("DELETE", "/api/runs/1", "GET"),
     ],

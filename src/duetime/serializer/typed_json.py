@@ -26,7 +26,8 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from duetime.errors import InvalidTrigger, UnreadableValue, UnsupportedValue, did_you_mean
-from duetime.triggers.preview import restored, with_members
+from duetime.triggers import CalendarInterval, Cron, Excluding, Limited, RRule
+from duetime.triggers.moving import restored, with_members
 
 from .values import (
     LEAF_WRITERS,
@@ -44,15 +45,20 @@ from .values import (
 MAX_DEPTH = 100
 """Levels of containers inside each other."""
 
-STOCK_TRIGGERS: Mapping[str, type[Trigger]] = {
+KNOWN_TRIGGERS: Mapping[str, type[Trigger]] = {
     "date": DateTrigger,
     "interval": IntervalTrigger,
     "cron": CronTrigger,
     "calendar_interval": CalendarIntervalTrigger,
     "and": AndTrigger,
     "or": OrTrigger,
+    "duetime.cron": Cron,
+    "duetime.calendar_interval": CalendarInterval,
+    "duetime.rrule": RRule,
+    "duetime.excluding": Excluding,
+    "duetime.limited": Limited,
 }
-"""Stored name → class of APScheduler's own triggers."""
+"""Stored name → class, of APScheduler's own triggers and of ours. A name never changes: rows are stored under it."""
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _TEXT = frozenset({str})
@@ -73,13 +79,11 @@ class TypedJSONSerializer(Serializer):
     """
 
     def __init__(self, *, triggers: Iterable[type[Trigger]] = ()) -> None:
-        self._trigger_classes: dict[str, type[Trigger]] = dict(STOCK_TRIGGERS)
-        self._trigger_names: dict[type[Trigger], str] = {cls: name for name, cls in STOCK_TRIGGERS.items()}
+        self._trigger_classes: dict[str, type[Trigger]] = dict(KNOWN_TRIGGERS)
+        self._trigger_names: dict[type[Trigger], str] = {cls: name for name, cls in KNOWN_TRIGGERS.items()}
         for cls in triggers:
             self.register_trigger(cls)
-        self._encode = json.JSONEncoder(
-            ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
-        ).encode
+        self._encode = _encoder()
         self._decode = json.JSONDecoder(object_hook=self._read_object, parse_constant=_no_constant).decode
         self._writers: dict[type[Any], Callable[[Any, int], Any]] = {
             **LEAF_WRITERS,
@@ -195,6 +199,14 @@ class TypedJSONSerializer(Serializer):
             raise
 
     def _write_other(self, value: Any, depth: int) -> Any:
+        try:
+            return self._write_object(value, depth)
+        except (Refused, RecursionError):
+            raise
+        except Exception as exc:  # a class may do anything when it is looked at
+            raise Refused(f"expected a plain value, got {type_name(value)}, which raised {type_name(exc)}.") from exc
+
+    def _write_object(self, value: Any, depth: int) -> Any:
         if isinstance(value, Trigger):
             return {"$trigger": self._write_trigger(value, depth)}
         if isinstance(value, BaseException):
@@ -257,6 +269,17 @@ class TypedJSONSerializer(Serializer):
         if not all(isinstance(member, Trigger) for member in members):
             raise TypeError(f"the members of {name!r} are not triggers")
         return with_members(cls, state, members)
+
+
+def _encoder() -> Callable[[Any], str]:
+    """Return what writes JSON; ``JSONEncoder.encode`` makes a new C encoder for each value, which costs more than most
+    values do."""
+    plain = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False)
+    make = getattr(json.encoder, "c_make_encoder", None)  # CPython
+    if make is None:
+        return plain.encode
+    write = make(None, plain.default, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+    return lambda value: "".join(write(value, 0))
 
 
 def _key_step(key: object) -> str:

@@ -117,7 +117,7 @@ def exception_parts(value: BaseException) -> dict[str, str]:
         return {"type": value.type, "message": value.message}
     try:
         message = str(value)
-    except Exception:
+    except BaseException:  # whatever it raises, it is not ours to let out
         message = "(the exception has no readable text)"
     return {"type": type_name(value), "message": message[:MAX_EXCEPTION_TEXT]}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,9 +14,11 @@ import asyncpg
 from apscheduler import ConflictPolicy, Event, Schedule, ScheduleAdded, ScheduleUpdated
 from apscheduler.abc import Serializer
 
-from ..errors import ArgumentsTooLarge, InvalidScheduleId, ScheduleExists, UnsupportedValue
+from ..errors import ArgumentsTooLarge, InvalidOptions, InvalidScheduleId, ScheduleExists, UnsupportedValue
+from ..options import option_problems
 from . import rows
 from .batches import GroupCommit
+from .breathing import Breath
 from .database import Database, Fetch, Row
 from .transactions import current_transaction
 
@@ -23,6 +27,21 @@ MAX_DURATION = timedelta(days=36_525)
 """Longest duration of an option; the sum of a longer one and a fire time leads out of Python's calendar."""
 _LARGEST_GROUP = 500
 _COLUMNS = 17
+_COPIED = (
+    "id", "task_id", "trigger", "args", "kwargs", "paused", "coalesce", "misfire_grace_time", "max_jitter",
+    "job_executor", "job_result_expiration_time", "metadata", "tags", "engine", "last_fire_time", "next_fire_time",
+    "revision",
+)  # fmt: skip
+_WORTH_A_COPY = 50
+
+# What PostgreSQL, or the driver, says of values that it cannot store.
+_NOT_STORABLE = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    OverflowError,
+)
 _LAST = datetime.max.replace(tzinfo=UTC)
 
 
@@ -62,6 +81,19 @@ def check_durations(**options: timedelta | None) -> None:
             raise UnsupportedValue(f"expected {name} of at most {MAX_DURATION.days} days, got {duration.days} days.")
 
 
+def check_options(schedule: Schedule) -> None:
+    """Check the options that a schedule has of its own and of its task.
+
+    :raises InvalidOptions: naming all that have no meaning or contradict each other
+    """
+    if problems := option_problems(schedule.metadata):
+        raise InvalidOptions(
+            f"expected {'; expected '.join(problems)}. These are options of schedule {schedule.id!r:.100}, its task's "
+            f"included.",
+            details=[{"where": "options", "problem": f"expected {each}"} for each in problems],
+        )
+
+
 def check_size(args: bytes, kwargs: bytes, most: int | None) -> None:
     """Check the size of serialized arguments.
 
@@ -98,6 +130,9 @@ class Put:
     taken_back: tuple[UUID, ...] = ()
 
 
+_ADDED = Put(added=True)
+
+
 class ScheduleWriter:
     """Writes new schedules, those of concurrent calls in one statement and commit.
 
@@ -117,20 +152,28 @@ class ScheduleWriter:
         self._max_arguments_bytes = max_arguments_bytes
         self._group: GroupCommit[NewSchedule, Put] = GroupCommit(self._write, largest=_LARGEST_GROUP)
 
-    def _checked(self, schedule: Schedule, policy: ConflictPolicy) -> NewSchedule:
-        check_schedule_id(schedule.id)
-        check_durations(
-            misfire_grace_time=schedule.misfire_grace_time,
-            max_jitter=schedule.max_jitter,
-            job_result_expiration_time=schedule.job_result_expiration_time,
-        )
-        values = rows.schedule_values(schedule, self._serializer)
-        check_size(values[3], values[4], self._max_arguments_bytes)
-        return NewSchedule(schedule, values, policy, uuid4())
+    def check(self, schedules: Iterable[Schedule], policy: ConflictPolicy) -> Iterator[NewSchedule]:
+        """Yield the schedules of one call as they are stored, each checked."""
+        values_of = rows.ScheduleValues(self._serializer).of
+        first_revision = uuid4().int & ~0xFFFFFFFF  # room to count in
+        checked: object = None
+        for place, schedule in enumerate(schedules):
+            check_schedule_id(schedule.id)
+            check_durations(
+                misfire_grace_time=schedule.misfire_grace_time,
+                max_jitter=schedule.max_jitter,
+                job_result_expiration_time=schedule.job_result_expiration_time,
+            )
+            if schedule.metadata is not checked:  # many schedules of a call share it
+                check_options(schedule)
+                checked = schedule.metadata
+            values = values_of(schedule)
+            check_size(values[3], values[4], self._max_arguments_bytes)
+            yield NewSchedule(schedule, values, policy, UUID(int=first_revision + place))
 
     async def put(self, schedule: Schedule, policy: ConflictPolicy) -> Put:
         """Store one schedule; in the caller's transaction if there is one."""
-        new = self._checked(schedule, policy)
+        [new] = self.check([schedule], policy)
         if transaction := current_transaction.get():
             await self._database.prepare()
             [outcome] = await self._put([new], transaction.fetch)
@@ -144,28 +187,22 @@ class ScheduleWriter:
                 f"The schedule {schedule.id!r} may have been stored or not: look before adding it again."
             ) from (self._database.outage or exc)
 
+    async def drain(self) -> None:
+        """Wait until nothing is waiting or being written."""
+        await self._group.drain()
+
     async def put_all(self, schedules: Sequence[Schedule], policy: ConflictPolicy) -> list[Put]:
         """Store many schedules in one statement: all of them, or none.
 
         :raises ScheduleExists: if an id is taken, or given twice, and the policy is ``exception``
         """
-        new = [self._checked(schedule, policy) for schedule in schedules]
         transaction = current_transaction.get()
         if transaction is not None:
             await self._database.prepare()
-            fetch: Fetch = transaction.fetch
-            outcomes = await self._put(new, fetch)
+            outcomes = await self._put([*self.check(schedules, policy)], transaction.fetch)
         else:
-            deadline = self._database.deadline()
-
-            async def all_or_none(connection: asyncpg.Connection) -> list[Put | BaseException]:
-                # One statement needs no transaction around it; a refused id has to undo the others.
-                async with connection.transaction():
-                    outcomes = await self._put(new, connection.fetch)
-                    _raise_first(outcomes)
-                    return outcomes
-
-            outcomes = await self._database.attempt(all_or_none, deadline=deadline)
+            many = _Many(self, schedules, policy)
+            outcomes = await self._database.attempt(many.put, deadline=self._database.deadline())
         _raise_first(outcomes)
         return [outcome for outcome in outcomes if isinstance(outcome, Put)]
 
@@ -177,17 +214,24 @@ class ScheduleWriter:
 
         try:
             return await self._put(group, fetch)
-        except (asyncpg.PostgresError, ValueError) as exc:
+        except _NOT_STORABLE as exc:
             if len(group) == 1:
                 return [UnsupportedValue(f"expected a schedule that PostgreSQL can store, got: {exc}.")]
             # One of them cannot be stored: find out which, and store the others.
             alone = [await self._write([new], deadline) for new in group]
             return [outcome for [outcome] in alone]
 
+    async def tell(self, connection: asyncpg.Connection, schedules: Sequence[Schedule]) -> None:
+        """Wake the other nodes for schedules that were stored, if they do not wake early enough by themselves."""
+        channel, payload = self._message(earliest(schedules))
+        if payload:
+            due = [each.next_fire_time for each in schedules if each.next_fire_time is not None and not each.paused]
+            await connection.fetch(self._database.statements["tell_added"], channel, payload, min(due))
+
     async def _put(self, group: Sequence[NewSchedule], fetch: Fetch) -> list[Put | BaseException]:
         if len(group) == 1 and group[0].policy is not ConflictPolicy.replace:
             new = group[0]
-            message = self._message(_earliest([new.schedule]))
+            message = self._message(earliest([new.schedule]))
             if await fetch(self._database.statements["add_schedule"], *new.values, new.revision, *message):
                 return [Put(added=True)]
             # The id is taken: the statement for groups finds out by whom.
@@ -208,7 +252,7 @@ class ScheduleWriter:
             found = await fetch(
                 self._database.statements["replace_schedules" if replaces else "add_schedules"],
                 *arrays,
-                *self._message((_each if replaces else _earliest)([new.schedule for _, new in batch])),
+                *self._message((_each if replaces else earliest)([new.schedule for _, new in batch])),
             )
             by_id = {row["id"]: row for row in found}
             for place, new in batch:
@@ -216,8 +260,66 @@ class ScheduleWriter:
         return [outcomes[place] for place in range(len(group))]
 
 
-def _earliest(schedules: Sequence[Schedule]) -> list[Event]:
-    """Return the one event that wakes the other nodes early enough for all the schedules."""
+class _Many:
+    """One call that stores many schedules, which is made again when its answer is lost."""
+
+    def __init__(self, writer: ScheduleWriter, schedules: Sequence[Schedule], policy: ConflictPolicy) -> None:
+        self._writer = writer
+        self._schedules = schedules
+        self._policy = policy
+        self._checking = writer.check(schedules, policy)
+        self._new: list[NewSchedule] = []
+        # A COPY is cheap, and all or none by itself; but it knows no conflicts. They are rare, and then it has done
+        # nothing. A few that may be left out are as well off with the statement.
+        self._may_copy = policy is ConflictPolicy.exception or (
+            policy is ConflictPolicy.do_nothing and len(schedules) >= _WORTH_A_COPY
+        )
+
+    async def put(self, connection: asyncpg.Connection) -> list[Put | BaseException]:
+        """Store all of them, or none."""
+        may_copy, self._may_copy = self._may_copy, False
+        if may_copy:
+            with suppress(asyncpg.UniqueViolationError):
+                await self._copy(connection)
+                await self._writer.tell(connection, self._schedules)
+                return [_ADDED] * len(self._schedules)
+        new = [new async for new in self._checked()]
+        if self._policy is not ConflictPolicy.exception and len({each.schedule.id for each in new}) == len(new):
+            return await self._writer._put(new, connection.fetch)
+        # An id that is refused, or that comes twice and so takes a second statement, has to undo the others.
+        async with connection.transaction():
+            outcomes = await self._writer._put(new, connection.fetch)
+            _raise_first(outcomes)
+            return outcomes
+
+    async def _copy(self, connection: asyncpg.Connection) -> None:
+        await connection.copy_records_to_table(
+            "schedules",
+            schema_name=self._writer._database.schema,
+            columns=_COPIED,
+            records=self._records(),
+        )
+
+    async def _records(self) -> AsyncIterator[tuple[Any, ...]]:
+        """Yield the rows, worked out while PostgreSQL stores those before."""
+        async for new in self._checked():
+            values = new.values
+            tags = [] if values[12] == "[]" else json.loads(values[12])
+            yield (*values[:12], tags, *values[13:], new.revision)
+
+    async def _checked(self) -> AsyncIterator[NewSchedule]:
+        """Yield the schedules from the first, also if an earlier attempt has come only to the middle of them."""
+        for new in list(self._new):
+            yield new
+        breath = Breath()
+        for new in self._checking:
+            self._new.append(new)
+            yield new
+            await breath.taken()
+
+
+def earliest(schedules: Sequence[Schedule]) -> list[Event]:
+    """Return the one event that wakes a node early enough for all the schedules."""
     due = [schedule for schedule in schedules if schedule.next_fire_time is not None and not schedule.paused]
     first = min(due, key=lambda schedule: schedule.next_fire_time or _LAST, default=None)
     if first is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,9 +16,11 @@ from apscheduler import Job
 class Card:
     """A claimed job.
 
-    :ivar due: database time from which it may start, in seconds since 1970
+    :ivar due: database time from which it may start, or is to be confirmed, in seconds since 1970
     :ivar leased_until: database time at which the node's claim ends, if it is not renewed
     :ivar contested: whether another node may have unfinished work of the same schedule
+    :ivar is_held: whether the database has it as only held, so that it has to be confirmed before it begins
+    :ivar lead: seconds before its time at which it is confirmed
     :ivar decides_overlap: whether an overlapping job is looked for when it starts, because it was claimed ahead
     """
 
@@ -27,6 +30,14 @@ class Card:
     leased_until: float = field(compare=False)
     decides_overlap: bool = field(compare=False, default=False)
     contested: bool = field(compare=False, default=False)
+    is_held: bool = field(compare=False, default=False)
+    lead: float = field(compare=False, default=0)
+
+    def confirm(self) -> None:
+        """Take note that the job is no longer only held: it begins at its time. The card must not be in a hand."""
+        self.is_held = False
+        self.due += self.lead
+        self.lead = 0
 
 
 class Hand:
@@ -48,10 +59,23 @@ class Hand:
         return self._cards[0].due if self._cards else None
 
     def take(
-        self, job: Job, due: float, leased_until: float, *, decides_overlap: bool = False, contested: bool = False
+        self,
+        job: Job,
+        due: float,
+        leased_until: float,
+        *,
+        decides_overlap: bool = False,
+        contested: bool = False,
+        held_for: float | None = None,
     ) -> None:
-        """Hold a job until ``due``."""
-        heapq.heappush(self._cards, Card(due, next(self._order), job, leased_until, decides_overlap, contested))
+        """Hold a job until ``due``.
+
+        :param held_for: it has to be confirmed before it begins, so many seconds before ``due``; None: it has not
+        """
+        lead = held_for or 0
+        number = next(self._order)
+        card = Card(due - lead, number, job, leased_until, decides_overlap, contested, held_for is not None, lead)
+        heapq.heappush(self._cards, card)
 
     def put_back(self, cards: Collection[Card]) -> None:
         """Hold cards again that were drawn or set aside."""
@@ -77,3 +101,33 @@ class Hand:
     def clear(self) -> None:
         """Forget all."""
         self._cards.clear()
+
+
+class Turns:
+    """The claimed jobs of schedules whose jobs take turns, held or going: which of them are alone here?"""
+
+    def __init__(self) -> None:
+        self._schedules: dict[UUID, str] = {}
+        self._count: Counter[str] = Counter()
+
+    def take(self, job: Job) -> None:
+        """Take note of a claimed job."""
+        if job.schedule_id is not None and job.id not in self._schedules:
+            self._schedules[job.id] = job.schedule_id
+            self._count[job.schedule_id] += 1
+
+    def let_go(self, job_id: UUID) -> None:
+        """Forget a job, if it is known."""
+        if (schedule_id := self._schedules.pop(job_id, None)) is not None:
+            self._count[schedule_id] -= 1
+            if not self._count[schedule_id]:
+                del self._count[schedule_id]
+
+    def is_alone(self, job: Job) -> bool:
+        """Return whether no other job of the job's schedule is claimed here."""
+        return job.schedule_id is None or self._count[job.schedule_id] <= 1
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._schedules.clear()
+        self._count.clear()

@@ -10,13 +10,17 @@ each fire starts two round trips and more after its time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from logging import Logger
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import asyncpg
 import attrs
 from anyio import CancelScope
 from apscheduler import (
@@ -25,32 +29,70 @@ from apscheduler import (
     JobAdded,
     JobOutcome,
     JobReleased,
-    JobResult,
+    JobRemoved,
     Schedule,
     ScheduleAdded,
     ScheduleRemoved,
+    ScheduleResult,
     ScheduleUpdated,
     Task,
 )
 from apscheduler.abc import EventBroker
 
+from ..attempts import Attempt
 from ..broker import PostgresEventBroker
 from ..errors import StoreUnavailable, UnreadableValue
-from ..tasks import AUTO_EXECUTOR, METADATA_PREFIX, OnCrash, Overlap
+from ..options import KEY, METADATA_PREFIX, OnCrash, Overlap, TaskOptions, takes_turns
+from ..tasks import AUTO_EXECUTOR
 from . import rows
 from .adding import Put
 from .breathing import Breath
+from .cancelling import Cancellations
+from .connections import Step
 from .database import Row
 from .finishing import Finish
-from .hand import Card, Hand
+from .hand import Card, Hand, Turns
+from .opening import Opening
 from .planning import Plan, PlannedFire
 from .postgres import LARGEST_CLAIM, PostgresDataStore
 from .transactions import current_transaction
 
+MOST_LOST_ATTEMPTS = 20
+"""Attempts of a job that a crash or a stop may cut short; one that has lost more takes nodes with it."""
+
 _LEAVE_TIMEOUT = 3.0
 """Seconds that a node that stops waits for the database, to free what it has claimed."""
 
+_WARM_AHEAD = 10.0
+"""Seconds before work is due at which connections are made ready for it."""
+
+_WARM_CONNECTIONS = 3
+"""Connections that are made ready: one to claim, one to release and one to record ends at the same time."""
+
+_CONFIRM_AHEAD = 0.1
+"""Seconds, and a round trip, before its time a job that may run at most once is confirmed: it starts at its time."""
+
 _OVERLAPPED = "the job of an earlier fire had not ended (overlap=skip)"
+
+
+@dataclass(slots=True, eq=False)
+class _Meanwhile:
+    """What has become known while the database worked on an answer, which may tell of an earlier state.
+
+    :ivar taken_back: jobs that a change of their schedule has taken back
+    :ivar doubted: schedules that somebody has changed; None: any may have been
+    """
+
+    taken_back: set[UUID] = field(default_factory=set)
+    doubted: set[str | None] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    """A change of schedules that is under way: none of their held jobs starts."""
+
+    schedules: frozenset[str]
+    aside: list[Card]
 
 
 @attrs.define(eq=False, repr=False)
@@ -60,7 +102,6 @@ class NodeDataStore(PostgresDataStore):
     :param identity: the scheduler's identity, unique per start of a process
     :param works: whether the node runs jobs; it then claims the jobs of its own fires as they are made
     :param look_ahead: how long before its time work is claimed; it then starts by a timer, without a round trip
-    :param poll_interval: how long a loop waits at most before it looks for work without having been woken
     :param lease_duration: how long a claim lasts that is not renewed; it is renewed every third of that
     :param capacity: jobs that the node runs or holds at once
     """
@@ -68,7 +109,6 @@ class NodeDataStore(PostgresDataStore):
     identity: str = attrs.field(kw_only=True)
     works: bool = attrs.field(kw_only=True, default=True)
     look_ahead: timedelta = attrs.field(kw_only=True, default=timedelta(seconds=1))
-    poll_interval: timedelta = attrs.field(kw_only=True, default=timedelta(seconds=30))
     lease_duration: timedelta = attrs.field(kw_only=True, default=timedelta(seconds=30))
     capacity: int = attrs.field(kw_only=True, default=1000)
 
@@ -77,11 +117,24 @@ class NodeDataStore(PostgresDataStore):
     _hand: Hand = attrs.field(init=False, factory=Hand)
     # Jobs that have begun and whose end is not recorded.
     _begun: set[UUID] = attrs.field(init=False, factory=set)
+    # What was still claimed when this node crashed: by the identity that it had then, the jobs that had begun.
+    _left_behind: dict[str, list[UUID]] = attrs.field(init=False, factory=dict)
+    _cancellations: Cancellations = attrs.field(init=False, factory=Cancellations)
     # Jobs of each schedule that this node has handed to the loop and that have not ended.
     _going: dict[str, set[UUID]] = attrs.field(init=False, factory=dict)
+    # Jobs whose end is being recorded, and their next attempts that came back here meanwhile: 4.0.0a6 keeps the jobs
+    # that run in a set, and crashes when one of them begins before its last attempt has left it.
+    _ending: dict[UUID, list[Card]] = attrs.field(init=False, factory=dict)
+    # Jobs that have to take turns with the others of their schedules.
+    _turns: Turns = attrs.field(init=False, factory=Turns)
     # Schedules that had a job go back into the queue: another node may run it while the next fire starts here.
     _elsewhere: set[str] = attrs.field(init=False, factory=set)
     _background: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
+    _warming: asyncio.Task[None] | None = attrs.field(init=False, default=None)
+    _releasing: _Meanwhile = attrs.field(init=False, factory=_Meanwhile)
+    _answers: list[_Meanwhile] = attrs.field(init=False, factory=list)
+    _confirming: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
+    _changes: list[_Change] = attrs.field(init=False, factory=list)
     _schedules_wake: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     _jobs_wake: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     # Whether the job loop is asking for jobs; when it is not, it waits to be told that there is room for more.
@@ -91,26 +144,47 @@ class NodeDataStore(PostgresDataStore):
     # When the next schedule is due that this node does not hold (database time), if that is known.
     _next_due: float | None = attrs.field(init=False, default=None)
     _next_due_known: bool = attrs.field(init=False, default=False)
+    # The earliest time that somebody has told of since the last claim began: the claim may have missed it.
+    _hinted_due: float | None = attrs.field(init=False, default=None)
     # Until when the schedule loop waits; None while it is at work.
     _wakes_at: float | None = attrs.field(init=False, default=None)
-    _queue_is_due: bool = attrs.field(init=False, default=True)
+    _queue_is_due: bool = attrs.field(init=False, default=False)
     _queue_due_at: float = attrs.field(init=False, default=0.0)
     _lease_ends_at: float | None = attrs.field(init=False, default=0.0)
+    # Whether the store was opened since the last start, and so has told what is due.
+    _knows_what_is_due: bool = attrs.field(init=False, default=False)
+    _is_clean: bool = attrs.field(init=False, default=False)
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
     async def start(self, exit_stack: AsyncExitStack, event_broker: EventBroker, logger: Logger) -> None:
         """Open the store, waiting for the database as long as it takes, and keep this node's claims alive."""
         self.stopping = False
-        self._queue_is_due = True
-        self._lease_ends_at = 0.0
-        self._next_due_known = False
         await super().start(exit_stack, event_broker, logger)
+        await self._free_left_behind()
+        if not self._knows_what_is_due:
+            self._next_due_known = False
+            self._queue_is_due = True
+            self._lease_ends_at = 0.0
+        self._knows_what_is_due = False  # at the next start
         heartbeat = asyncio.create_task(self._keep_leases(), name="duetime heartbeat")
         exit_stack.push_async_callback(self._stop, heartbeat)
 
     async def _open(self) -> None:
         await self.database.open(deadline=None)
+
+    def _opened(self, opening: Opening | None) -> None:
+        super()._opened(opening)
+        if opening is not None and self._is_told():
+            self._learn_due(opening.schedule_due)
+            self._plan_queue(opening.next_job_due, opening.job_expiry)
+            near = [due - self.look_ahead for due in (opening.job_due, opening.next_job_due) if due is not None]
+            self._queue_is_due = self._queue_is_due or any(map(self._is_past, near))
+            self._is_clean = opening.is_clean
+            self._knows_what_is_due = True
+
+    def _is_past(self, moment: datetime | None) -> bool:
+        return moment is not None and moment.timestamp() <= self.database.clock.timestamp()
 
     async def _stop(self, heartbeat: asyncio.Task[None]) -> None:
         self.stopping = True
@@ -118,11 +192,16 @@ class NodeDataStore(PostgresDataStore):
             task.cancel()
         await asyncio.wait([heartbeat, *self._background])
         await self._leave()
+        if self._begun:
+            self._left_behind[self.identity] = list(self._begun)
         self._hand.clear()
         self._attempts.clear()
         self._begun.clear()
+        self._cancellations.clear()
         self._going.clear()
         self._elsewhere.clear()
+        self._turns.clear()
+        self._ending.clear()
 
     async def _leave(self) -> None:
         """Free what is claimed under this node's identity, whether or not the answer to the claim has come, but for
@@ -136,12 +215,28 @@ class NodeDataStore(PostgresDataStore):
             await self.database.fetch(
                 "leave", self.identity, list(self._begun), *self._message(hints), deadline=deadline
             )
-        except StoreUnavailable as exc:
+        except (StoreUnavailable, asyncpg.PostgresError) as exc:
+            self._left_behind[self.identity] = list(self._begun)
             self._logger.warning("What this node had claimed stays claimed until the leases end: %s", exc)
 
-    def begin(self, job: Job) -> None:
-        """Take note that a job has begun."""
+    def attempt(self, job: Job) -> Attempt:
+        """Return what a job's function can know of the attempt that it is in."""
+        try:
+            most = TaskOptions.from_metadata(job.metadata).retry.max_attempts
+        except ValueError:  # the attempt fails with that as its reason
+            most = 1
+        return Attempt(self._attempts.get(job.id, 1), most, self._last_errors.get(job.id))
+
+    def begin(self, job: Job, cancel: Callable[[], None]) -> bool:
+        """Take note that a job has begun, and return whether it may: not if somebody wants it cancelled.
+
+        :param cancel: cancels it from now on
+        """
+        if self._cancellations.reason(job.id) is not None:
+            return False
         self._begun.add(job.id)
+        self._cancellations.begin(job.id, cancel)
+        return True
 
     async def stop_claiming(self) -> None:
         """Claim and start nothing from now on, and put what has not started back into the queue."""
@@ -164,8 +259,9 @@ class NodeDataStore(PostgresDataStore):
         return True
 
     def _let_go(self, job_id: UUID) -> None:
-        """Take note that a job is no longer this node's."""
-        self._attempts.pop(job_id, None)
+        super()._let_go(job_id)
+        self._turns.let_go(job_id)
+        self._cancellations.forget(job_id)
         self._ended.set()
 
     async def give_back(self, jobs: Collection[UUID]) -> None:
@@ -179,8 +275,8 @@ class NodeDataStore(PostgresDataStore):
             return
         hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
         try:
-            await self._user_fetch("give_back_jobs", self.identity, ids, *self._message([hint]))
-        except StoreUnavailable as exc:
+            await self._user_fetch("give_back_jobs", self.identity, ids, self._until_now(), *self._message([hint]))
+        except (StoreUnavailable, asyncpg.PostgresError) as exc:
             self._logger.warning("%d claimed jobs stay claimed until their leases end: %s", len(ids), exc)
         finally:
             for each in ids:
@@ -190,6 +286,7 @@ class NodeDataStore(PostgresDataStore):
         """Renew the leases of all claimed jobs, started or not; says nothing to the database while there are none."""
         while True:
             await asyncio.sleep(self.lease_duration.total_seconds() / 3)
+            self._forget_what_may_have_changed()
             try:
                 await self._renew_leases(list(self._attempts))
             except Exception:  # a heartbeat that has stopped would cost all jobs their leases
@@ -200,9 +297,12 @@ class NodeDataStore(PostgresDataStore):
         if not ids:
             return set()
         asked_at = self.database.clock.timestamp()
+        asked = {each: self._attempts.get(each) for each in ids}
         found = await self._loop_fetch("extend_jobs", self.identity, list(ids), self.lease_duration)
         kept = {row["id"] for row in found}
-        self._forget(set(ids) - kept)
+        self._cancel(row for row in found if row["is_cancelled"])
+        # A job that went back into the queue and was claimed again meanwhile is not the one that was asked for.
+        self._forget({each for each, attempt in asked.items() if self._attempts.get(each) == attempt} - kept)
         for card in self._hand:
             if card.job.id in kept:
                 card.leased_until = asked_at + self.lease_duration.total_seconds()
@@ -211,13 +311,18 @@ class NodeDataStore(PostgresDataStore):
     async def _renew_late(self, cards: list[Card]) -> None:
         """Start jobs whose time has come after their leases had ended, if no other node has taken them over."""
         asked_at = self.database.clock.timestamp()
-        kept = await self._renew_leases([card.job.id for card in cards])
+        with self._held_on_to(cards):
+            kept = await self._renew_leases([card.job.id for card in cards])
         for card in cards:
             if card.job.id in kept:
                 card.leased_until = asked_at + self.lease_duration.total_seconds()
-                self._hand.put_back([card])
             else:
                 self._let_go(card.job.id)
+        self._hold_again(cards)
+
+    def _hold_again(self, cards: Iterable[Card]) -> None:
+        """Hold jobs again that were set aside, but for those that this node has let go meanwhile."""
+        self._hand.put_back([card for card in cards if card.job.id in self._attempts])
         self._jobs_wake.set()
 
     def _forget(self, lost: set[UUID]) -> None:
@@ -228,14 +333,19 @@ class NodeDataStore(PostgresDataStore):
         if gone:
             self._logger.warning("Lost the leases of %d jobs that had not started", len(gone))
 
-    def _in_background(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _in_background(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background_ended)
+        return task
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()):
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if task is self._warming:
+            self._logger.debug("Connections could not be made ready ahead of work: %s", error)
+        else:
             self._logger.error("A look-up of claimed jobs failed", exc_info=error)
 
     # -- hints --------------------------------------------------------------------------------------------------------
@@ -243,41 +353,90 @@ class NodeDataStore(PostgresDataStore):
     def _hint(self, event: Event | None) -> None:
         super()._hint(event)
         if event is None:
+            if not self.database.is_open:
+                return
             self._next_due_known = False
             self._queue_is_due = True
             self._schedules_wake.set()
             self._jobs_wake.set()
-            if len(self._hand):
-                self._in_background(self._check_held({card.job.id for card in self._hand}))
+            self._doubt(None)
+            if self._attempts:
+                self._in_background(self._look_for_cancelled(list(self._attempts)))
+        elif isinstance(event, JobRemoved):
+            if event.job_id in self._attempts:
+                self._in_background(self._look_for_cancelled([event.job_id]))
         elif isinstance(event, ScheduleAdded | ScheduleUpdated):
-            due = event.next_fire_time
-            if due is not None and (self._wakes_at is None or due.timestamp() - self._margin < self._wakes_at):
-                self._next_due_known = False
-                self._schedules_wake.set()
+            if event.next_fire_time is not None:
+                due = event.next_fire_time.timestamp()
+                self._hinted_due = _earlier(self._hinted_due, due)
+                if self._wakes_at is None or due - self._margin - _WARM_AHEAD < self._wakes_at:
+                    self._schedules_wake.set()
             self._doubt(event.schedule_id)
         elif isinstance(event, ScheduleRemoved):
             self._doubt(event.schedule_id)
         elif isinstance(event, JobAdded):
+            # A run by request, or another attempt, which whoever is held of the same schedule has to ask for.
+            if event.schedule_id and any(card.job.schedule_id == event.schedule_id for card in self._hand):
+                self._elsewhere.add(event.schedule_id)
             self._queue_is_due = True
             self._jobs_wake.set()
 
-    def _doubt(self, schedule_id: str) -> None:
-        """Look up whether held jobs of a schedule that somebody has changed are still there."""
-        if held := {card.job.id for card in self._hand if card.job.schedule_id == schedule_id}:
-            self._in_background(self._check_held(held))
+    def _doubt(self, schedule_id: str | None) -> None:
+        """Look up whether held jobs of a schedule that somebody has changed (None: of any) are still there."""
+        for answer in self._answers:
+            answer.doubted.add(schedule_id)
+        self._look_up(schedule_id)
 
-    async def _check_held(self, jobs: set[UUID]) -> None:
-        cards = self._hand.set_aside(jobs=jobs)
+    def _look_up(self, schedule_id: str | None) -> None:
+        jobs = {card.job.id for card in self._hand if schedule_id in (None, card.job.schedule_id)}
+        if cards := self._hand.set_aside(jobs=jobs):
+            self._in_background(self._check_held(cards))
+
+    async def _check_held(self, cards: list[Card]) -> None:
         try:
-            found = await self._loop_fetch("held_jobs", self.identity, list(jobs))
-        except BaseException:
-            self._hand.put_back(cards)
+            with self._meanwhile():
+                found = await self._loop_fetch("held_jobs", self.identity, [card.job.id for card in cards])
+                kept = {row["id"] for row in found}
+                for card in cards:
+                    if card.job.id not in kept:
+                        self._let_go(card.job.id)
+                self._hold_again(cards)
+        except Exception:
+            self._hold_again(cards)
             raise
-        kept = {row["id"] for row in found}
-        self._hand.put_back([card for card in cards if card.job.id in kept])
-        for each in jobs - kept:
-            self._let_go(each)
-        self._jobs_wake.set()
+
+    @contextmanager
+    def _meanwhile(self) -> Iterator[_Meanwhile]:
+        """Notice what is changed while an answer is under way; what was doubted is looked up again at the end.
+
+        Two answers do not come in the order in which the database made them: that to a claim may come after that to a
+        pause which has taken the claimed job back.
+        """
+        meanwhile = _Meanwhile()
+        self._answers.append(meanwhile)
+        try:
+            yield meanwhile
+        finally:
+            self._answers.remove(meanwhile)
+            if not self.stopping:  # else nothing starts any more, and nothing new may begin
+                # The answers that are under way now know of it too, or were asked for later.
+                for schedule_id in meanwhile.doubted:
+                    self._look_up(schedule_id)
+
+    # -- cancelling ---------------------------------------------------------------------------------------------------
+
+    async def _look_for_cancelled(self, jobs: list[UUID]) -> None:
+        """Cancel those of the jobs, all of this node, that somebody wants cancelled: the database says which."""
+        self._cancel(await self._loop_fetch("cancel_requests", self.identity, jobs))
+
+    def _cancel(self, found: Iterable[Row]) -> None:
+        """Cancel jobs of this node: those that run, at their next await, and those that it holds, at once."""
+        for row in found:
+            if row["id"] not in self._attempts:
+                continue  # it has ended meanwhile
+            self._cancellations.want(row["id"], row["cancel_reason"])
+            for card in self._hand.set_aside(jobs={row["id"]}):
+                self._in_background(self._end_cancelled(self.identity, card.job, row["cancel_reason"]))
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
@@ -291,11 +450,12 @@ class NodeDataStore(PostgresDataStore):
 
     async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
         """Claim schedules that are due or soon will be, more at once than the loop asks for."""
-        self._schedules_wake.clear()
-        self._wakes_at = None  # not waiting: whatever is added from now on may be missed by this claim
-        self._next_due_known = False
         if self.stopping:
             return []
+        if self._next_due_known and self._claims_at() > self.database.clock.timestamp():
+            return []  # the first look after a start, which has just told that nothing is due
+        self._next_due_known = False
+        self._hinted_due = None  # whatever is told from now on may be missed by this claim
         return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, LARGEST_CLAIM))
 
     def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
@@ -305,31 +465,37 @@ class NodeDataStore(PostgresDataStore):
         if self.database.clock.wait_for(fire.run_time) > self.lease_duration.total_seconds():
             return False
         task = self._tasks.get(schedule.task_id)
-        # The jobs of a limited task go through the claim that counts them.
-        return task is not None and task.max_running_jobs is None
+        # The jobs of a limited task, or of a key, go through the claim that counts them.
+        return KEY not in schedule.metadata and task is not None and task.max_running_jobs is None
 
     def _job_lease(self) -> timedelta:
         return self.lease_duration
 
+    async def release_schedules(self, scheduler_id: str, results: Sequence[ScheduleResult]) -> None:
+        """Write jobs, ledger rows and next fire times, and hold the jobs that were claimed as they were made."""
+        with self._meanwhile() as self._releasing:
+            await super().release_schedules(scheduler_id, results)
+
     async def _released(self, scheduler_id: str, plans: Sequence[Plan], row: Row) -> None:
-        due = [row["next_due"], row["next_expiry"]]
-        due.extend(made.next_fire_time for made in plans if made.broken_reason is None)
-        self._next_due = min((time.timestamp() for time in due if time is not None), default=None)
-        self._next_due_known = True
-        claimed, contested = set(row["claimed"]), set(row["contested"])
+        self._learn_due(
+            row["next_due"], row["next_expiry"], *(made.next_fire_time for made in plans if made.broken_reason is None)
+        )
+        claimed, contested, is_held = set(row["claimed"]), set(row["contested"]), set(row["held"])
         host_offset = self.database.clock.host_offset
         breath = Breath()
         for made in plans:
             for fire in made.fires:
-                if fire.job_id in claimed:
+                if fire.job_id in claimed and fire.job_id not in self._releasing.taken_back:
                     job = self._born(made.schedule, fire, row["leased_until"], host_offset)
                     self._attempts[job.id] = 1
+                    in_turn = self._takes_turns(job)
                     self._hand.take(
                         job,
                         fire.run_time.timestamp(),
                         row["leased_until"].timestamp(),
-                        decides_overlap=fire.is_ahead and _skips(job.metadata),
-                        contested=job.id in contested,
+                        decides_overlap=in_turn or (fire.is_ahead and _skips(job.metadata)),
+                        contested=job.id in contested or fire.overlap is not None,
+                        held_for=self._lead if job.id in is_held else None,
                     )
             await breath.taken()
         if self.stopping:
@@ -342,6 +508,9 @@ class NodeDataStore(PostgresDataStore):
     def _born(self, schedule: Schedule, fire: PlannedFire, leased_until: datetime, host_offset: timedelta) -> Job:
         """Return the job of a fire as the release has written it, claimed by this node."""
         deadline = fire.start_deadline
+        if rows.START_DEADLINE in schedule.metadata:
+            since = max(fire.run_time, self.database.clock.now())
+            deadline = rows.start_deadline(schedule.metadata, since, deadline)
         return Job(
             id=cast("UUID", fire.job_id),
             task_id=schedule.task_id,
@@ -354,38 +523,82 @@ class NodeDataStore(PostgresDataStore):
             # The scheduler compares the deadline with the host's clock.
             start_deadline=cast("datetime", None if deadline is None else deadline + host_offset),
             result_expiration_time=schedule.job_result_expiration_time,
-            metadata=schedule.metadata,
+            metadata=(
+                schedule.metadata
+                if fire.overlap is None
+                else {**schedule.metadata, f"{METADATA_PREFIX}overlap": str(fire.overlap)}
+            ),
             acquired_by=self.identity,
             acquired_until=leased_until,
         )
 
+    def _learn_due(self, *times: datetime | None) -> None:
+        """Take note of when a schedule is due next that nobody holds: at the earliest of these."""
+        self._next_due = min((time.timestamp() for time in times if time is not None), default=None)
+        self._next_due_known = True
+
+    def _claims_at(self) -> float:
+        """Return when to claim schedules next, as far as that is known."""
+        due = _earlier(self._next_due, self._hinted_due)
+        return math.inf if due is None else due - self._margin
+
     async def get_next_schedule_run_time(self) -> datetime | None:
         """Wait until a schedule may be due and return the host's time, so that the loop comes round at once.
 
-        The loop itself would sleep by the host's clock, and wake only for events.
+        The loop itself would sleep by the host's clock, and wake only for events, for each of which it would ask the
+        database: here a schedule that is due later than the next one costs nothing.
         """
         clock = self.database.clock
+        polls_at = clock.timestamp() + self.poll_interval.total_seconds()
         while True:
-            if not self._next_due_known and not self.stopping:
-                await self._look()
-            self._next_due_known = False
+            self._schedules_wake.clear()
             now = clock.timestamp()
-            polls_at = now + self.poll_interval.total_seconds()
-            claims_at = None if self._next_due is None or self.stopping else self._next_due - self._margin
-            self._wakes_at = polls_at if claims_at is None else min(polls_at, claims_at)
-            is_woken = await _wait(self._schedules_wake, self._wakes_at - now)
-            if is_woken or (claims_at is not None and claims_at <= polls_at):
+            if self.stopping:
+                await self._schedules_wake.wait()
+            elif not self._next_due_known or polls_at <= now:
+                # The poll: one statement for both loops, and no claim when nothing is due.
+                await self._look()
+                polls_at = now + self.poll_interval.total_seconds()
+            elif (claims_at := self._claims_at()) <= now:
+                self._next_due_known = False
                 return datetime.now(UTC)
-            # The poll: one statement for both loops, and no claim when nothing is due.
+            else:
+                if claims_at - now <= _WARM_AHEAD:
+                    self._warm_up()
+                elif claims_at - _WARM_AHEAD < polls_at:
+                    claims_at -= _WARM_AHEAD
+                self._wakes_at = min(polls_at, claims_at)
+                try:
+                    await _wait(self._schedules_wake, self._wakes_at - now)
+                finally:
+                    self._wakes_at = None
+
+    def _warm_up(self) -> None:
+        """Have connections ready, with their statements prepared, before work is due: at a distance that takes longer
+        than a fire may be late."""
+        if self._warming is None or self._warming.done():
+            self._warming = self._in_background(self.connections.warm(_WARM_CONNECTIONS, self._first_steps()))
+
+    def _first_steps(self) -> list[Step]:
+        """Return the statements that a fire needs, with nothing to do."""
+        no_time = timedelta(0)
+        steps: list[tuple[str, tuple[Any, ...]]] = [
+            ("acquire_schedules", (self.identity, no_time, 0, no_time)),
+            ("release_schedules", (self.identity, *rows.columns([], 6), *rows.columns([], 9), no_time, "", "", [])),
+            ("acquire_jobs", (self.identity, no_time, no_time, 0)),
+            ("finish_jobs", (self.identity, *rows.columns([], 12), "", [])),
+            ("next_work", ()),
+            ("extend_jobs", (self.identity, [], no_time)),
+        ]
+        return [partial(_fetch, self.database.statements[name], arguments) for name, arguments in steps]
 
     async def _look(self) -> None:
         """Ask when schedules and queued jobs are due next."""
+        self._hinted_due = None
         [row] = await self._loop_fetch("next_work")
-        times = [time.timestamp() for time in (row["schedule_due"], row["schedule_expiry"]) if time is not None]
-        self._next_due = min(times, default=None)
-        self._next_due_known = True
+        self._learn_due(row["schedule_due"], row["schedule_expiry"])
         self._plan_queue(row["next_job_due"], row["job_expiry"])
-        if row["job_due"] is not None and row["job_due"].timestamp() <= self.database.clock.timestamp():
+        if self._is_past(row["job_due"]):
             self._queue_is_due = True
             self._jobs_wake.set()
 
@@ -397,10 +610,11 @@ class NodeDataStore(PostgresDataStore):
         self._lease_ends_at = None if expiry is None else expiry.timestamp()
         if self._lease_ends_at is not None:
             self._queue_due_at = min(self._queue_due_at, max(self._lease_ends_at, now + 0.05))
-        if due is not None and due.timestamp() > now:
+        if due is not None:
             # Ahead of its time, if that is still to come; else at its time: a limited task's job is not claimed ahead.
+            # It was to come when the database said so, and may have become due while the answer was on its way.
             begin = due.timestamp() - self._margin
-            self._queue_due_at = min(self._queue_due_at, begin if begin > now else due.timestamp())
+            self._queue_due_at = min(self._queue_due_at, begin if begin > now else max(due.timestamp(), now))
 
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
@@ -419,6 +633,8 @@ class NodeDataStore(PostgresDataStore):
     def _take_back(self, jobs: Iterable[UUID]) -> None:
         """Forget held jobs that a change of their schedule has taken back."""
         gone = set(jobs)
+        for answer in self._answers:
+            answer.taken_back |= gone
         if gone:
             self._hand.set_aside(jobs=gone)
             for each in gone:
@@ -428,16 +644,27 @@ class NodeDataStore(PostgresDataStore):
         """Run a statement that takes schedules' jobs back; none of them starts while it is under way (exactness)."""
         if current_transaction.get() is not None:
             return await super()._change(name, schedule_ids, *arguments)
-        aside = self._hand.set_aside(schedules=set(schedule_ids))
-        taken: set[UUID] = set()
+        change = _Change(frozenset(schedule_ids), self._hand.set_aside(schedules=set(schedule_ids)))
+        self._changes.append(change)
         try:
+            await self._hold_confirmed(change)
             found = await super()._change(name, schedule_ids, *arguments)
-            taken = {job_id for row in found for job_id in row["taken_back"]}
+            self._take_back(job_id for row in found for job_id in row["taken_back"])
             return found
         finally:
-            self._hand.put_back([card for card in aside if card.job.id not in taken])
-            self._take_back(taken)
-            self._jobs_wake.set()
+            self._changes.remove(change)
+            self._hold_again(change.aside)
+
+    async def _hold_confirmed(self, change: _Change) -> None:
+        """Have jobs that were confirmed, and have not begun, taken for held again, so that they can be taken back."""
+        if self._confirming:
+            await asyncio.wait(self._confirming, timeout=self.call_timeout.total_seconds())
+            change.aside += self._hand.set_aside(schedules=change.schedules)
+        confirmed = [card for card in change.aside if not card.is_held and _may_run_once(card.job.metadata)]
+        if confirmed:
+            for card in confirmed:
+                card.is_held = True  # whether or not the answer comes
+            await self._user_fetch("confirm_jobs", self.identity, [card.job.id for card in confirmed], True)
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -473,53 +700,123 @@ class NodeDataStore(PostgresDataStore):
     def _start_due(self, most: int) -> list[Job]:
         """Return the held jobs that start now; those that an earlier job of their schedule stands against do not."""
         jobs: list[Job] = []
+        in_turn: list[Card] = []
         unsure: list[Card] = []
         late: list[Card] = []
+        unconfirmed: list[Card] = []
         now = self.database.clock.timestamp()
         for card in self._hand.draw(now, most):
             job = card.job
+            if (reason := self._cancellations.reason(job.id)) is not None:
+                self._in_background(self._end_cancelled(self.identity, job, reason))
+                continue
+            if change := next((each for each in self._changes if job.schedule_id in each.schedules), None):
+                change.aside.append(card)
+                continue
+            if (waiting := self._ending.get(job.id)) is not None:
+                waiting.append(card)
+                continue
             if card.leased_until <= now:  # this process was stopped, or the database away, for longer than the lease
                 late.append(card)
                 continue
+            if card.is_held:
+                unconfirmed.append(card)
+                continue
             schedule_id = job.schedule_id
             if card.decides_overlap and schedule_id is not None:
-                if self._going.get(schedule_id):
-                    self._in_background(self._skip(job))
+                if takes_turns(job.metadata):
+                    is_alone = self._turns.is_alone(job) and not self._going.get(schedule_id)
+                    if card.contested or schedule_id in self._elsewhere or not is_alone:
+                        in_turn.append(card)
+                        continue
+                elif self._going.get(schedule_id):
+                    self._in_background(self._skip(self.identity, job, _OVERLAPPED))
                     continue
-                if card.contested or schedule_id in self._elsewhere:
+                elif card.contested or schedule_id in self._elsewhere:
                     unsure.append(card)
                     continue
             if schedule_id is not None:
                 self._going.setdefault(schedule_id, set()).add(job.id)
             jobs.append(job)
+        if in_turn:
+            self._in_background(self._take_turns(in_turn))
         if unsure:
             self._in_background(self._ask_overlap(unsure))
         if late:
             self._in_background(self._renew_late(late))
+        if unconfirmed:
+            confirming = self._in_background(self._confirm(unconfirmed))
+            self._confirming.add(confirming)
+            confirming.add_done_callback(self._confirming.discard)
         return jobs
+
+    @property
+    def _lead(self) -> float:
+        return _CONFIRM_AHEAD + self.database.clock.round_trip
+
+    async def _confirm(self, cards: list[Card]) -> None:
+        """Have the database take jobs that may run at most once for begun, just before they do.
+
+        Until then a job whose node dies is run by another one, and a change of its schedule takes it back; from then on
+        neither happens, because nobody could tell whether it had begun.
+        """
+        with self._meanwhile():
+            with self._held_on_to(cards):
+                found = await self._loop_fetch("confirm_jobs", self.identity, [card.job.id for card in cards], False)
+            kept = {row["id"] for row in found}
+            for card in cards:
+                if card.job.id in kept:
+                    card.confirm()
+                else:
+                    self._let_go(card.job.id)
+            self._hold_again(cards)
+
+    @contextmanager
+    def _held_on_to(self, cards: list[Card]) -> Iterator[None]:
+        """Hold jobs again that the database was asked about and has refused; they are tried a second later."""
+        try:
+            yield
+        except Exception:
+            for card in cards:
+                card.due = max(card.due, self.database.clock.timestamp() + 1.0)
+            self._hold_again(cards)
+            raise
 
     async def _ask_overlap(self, cards: list[Card]) -> None:
         """Ask the database whether other nodes have unfinished earlier jobs of these jobs' schedules."""
-        found = await self._loop_fetch("overlapped_jobs", [card.job.id for card in cards])
+        with self._held_on_to(cards):
+            found = await self._loop_fetch("overlapped_jobs", [card.job.id for card in cards])
         overlapped = {row["id"] for row in found}
         for card in cards:
             if card.job.id in overlapped:
-                self._in_background(self._skip(card.job))
+                self._in_background(self._skip(self.identity, card.job, _OVERLAPPED))
             else:
                 if card.job.schedule_id is not None:
                     self._elsewhere.discard(card.job.schedule_id)
                 card.contested = False
-                self._hand.put_back([card])
-        self._jobs_wake.set()
+                self._hold_again([card])
 
-    async def _skip(self, job: Job) -> None:
-        """Record that a fire was skipped, because the job of an earlier one had not ended."""
-        finish = Finish.of(
-            self.identity, job, JobResult.from_job(job, JobOutcome.cancelled), self._attempts.get(job.id)
-        )
-        finish.skipped = _OVERLAPPED
-        await self._finishing.put(finish, deadline=None)
-        self._let_go(job.id)
+    def _takes_turns(self, job: Job) -> bool:
+        """Return whether a claimed job has to take turns with others of its schedule, and take note of it."""
+        if not takes_turns(job.metadata):
+            return False
+        self._turns.take(job)
+        return True
+
+    async def _take_turns(self, cards: list[Card]) -> None:
+        """Start jobs that nothing stands before; the others go back into the queue until their turn comes, or end."""
+        schedules = {card.job.schedule_id for card in cards if card.job.schedule_id is not None}
+        try:
+            starts = await self._settle(self.identity, [card.job for card in cards])
+        finally:
+            # Those that wait may be run by another node, while the next fire starts here.
+            self._elsewhere |= schedules
+        for card in cards:
+            if card.job.id in starts:
+                if self._turns.is_alone(card.job):
+                    self._elsewhere.discard(cast("str", card.job.schedule_id))
+                card.decides_overlap = False
+        self._hold_again(card for card in cards if card.job.id in starts)
 
     async def _fill_hand(self, limit: int) -> None:
         """Claim queued jobs, and learn when the queue is to be looked at next."""
@@ -531,32 +828,40 @@ class NodeDataStore(PostgresDataStore):
         # What is held for later, for its jitter, takes no place from what is due.
         room = min(limit, self.capacity - sum(card.due <= soon for card in self._hand))
         if room > 0:
-            found, answer, claimed = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
-            breath = Breath()
-            for job, row in found:
-                await self._know_task(job.task_id)
-                made_ahead = row["attempt"] == 1 and row["created_at"] < row["run_at"]
-                self._hand.take(
-                    job,
-                    row["run_at"].timestamp(),
-                    row["acquired_until"].timestamp(),
-                    decides_overlap=made_ahead and _skips(job.metadata),
-                    contested=True,
-                )
-                await breath.taken()
+            with self._meanwhile() as meanwhile:
+                found, answer, claimed = await self._claim(self.identity, self.lease_duration, room, self.look_ahead)
+                breath = Breath()
+                for job, row in found:
+                    await self._know_task(job.task_id)
+                    if job.id in meanwhile.taken_back:
+                        self._let_go(job.id)
+                        continue
+                    made_ahead = row["attempt"] == 1 and row["created_at"] < row["run_at"]
+                    self._hand.take(
+                        job,
+                        row["run_at"].timestamp(),
+                        row["acquired_until"].timestamp(),
+                        decides_overlap=self._takes_turns(job) or (made_ahead and _skips(job.metadata)),
+                        contested=True,
+                        held_for=self._lead if row["held"] else None,
+                    )
+                    await breath.taken()
             self._queue_is_due = self._queue_is_due or claimed == room
             self._plan_queue(answer["next_due"], answer["next_expiry"])
             if self.stopping:  # it has begun to stop while the claim was under way
                 await self.give_back([job.id for job, _ in found])
         else:
-            self._queue_due_at = clock.timestamp() + self.poll_interval.total_seconds()
+            now = clock.timestamp()
+            room_at = math.inf if self._hand.next_due is None else max(self._hand.next_due, now + 0.01)
+            self._queue_due_at = min(room_at, now + self.poll_interval.total_seconds())
 
     async def _know_task(self, task_id: str) -> None:
         """Have the task in memory before the loop asks for it: the loop cannot wait for a database that is away."""
         if task_id not in self._tasks:
             found = await self._loop_fetch("tasks", task_id)
             # A job of a task that nobody has defined, or that cannot be read, fails when it is run (promise 4).
-            task = Task(id=task_id, func=None, job_executor=AUTO_EXECUTOR)
+            # No task can be called what stands for an empty name, which a row that was edited by hand may have.
+            task = Task(id=task_id or "\x00", func=None, job_executor=AUTO_EXECUTOR)
             if found:
                 try:
                     task = rows.task_from(found[0])
@@ -593,8 +898,14 @@ class NodeDataStore(PostgresDataStore):
         again, or recorded as abandoned, as its task asks.
         """
         job = finish.job
-        if finish.result.outcome is JobOutcome.cancelled and finish.options.on_crash is OnCrash.retry:
+        self._cancellations.end(job.id)
+        finish.cancelled = finish.cancelled or self._cancellations.reason(job.id)
+        again = finish.options.on_crash is OnCrash.retry and (finish.attempt or 0) < MOST_LOST_ATTEMPTS
+        if finish.cancelled is not None:
+            finish.retry_after = None
+        elif finish.result.outcome is JobOutcome.cancelled and again:
             finish.retry_after = timedelta(0)
+        self._ending[job.id] = []
         try:
             await self._record(finish, self.database.deadline() if self.stopping else deadline)
         except asyncio.CancelledError:
@@ -603,7 +914,9 @@ class NodeDataStore(PostgresDataStore):
                 await self._record(finish, self.database.deadline())
             raise
         finally:
-            self._let_go(job.id)
+            if self._is_latest(finish):
+                self._let_go(job.id)
+            self._hold_again(self._ending.pop(job.id))
             if job.schedule_id is not None:
                 if finish.retry_after is not None:
                     self._elsewhere.add(job.schedule_id)
@@ -612,8 +925,8 @@ class NodeDataStore(PostgresDataStore):
                 if not going:
                     self._going.pop(job.schedule_id, None)
         task = self._tasks.get(job.task_id)
-        if task is not None and task.max_running_jobs is not None:
-            self._queue_is_due = True  # a place of a limited task is free
+        if KEY in job.metadata or (task is not None and task.max_running_jobs is not None):
+            self._queue_is_due = True  # a place of a limited task, or of a key, is free
             self._jobs_wake.set()
 
     async def _record(self, finish: Finish, deadline: float | None) -> None:
@@ -624,12 +937,52 @@ class NodeDataStore(PostgresDataStore):
         else:
             self._begun.discard(finish.job.id)
 
+    def _known_jobs(self) -> list[UUID]:
+        # Those too that have begun, and whose end could not be recorded.
+        return [*self._attempts, *self._begun]
+
+    async def cleanup(self) -> None:
+        """Clean up; not at the start, if the first look has found nothing to do."""
+        is_clean, self._is_clean = self._is_clean, False
+        if not is_clean:
+            await super().cleanup()
+
+    def _is_latest(self, finish: Finish) -> bool:
+        """Return whether this node has not claimed the job's next attempt, while the end was being told."""
+        return self._attempts.get(finish.job.id) in (None, finish.attempt)
+
+    async def _reap(self, scheduler_id: str | None, *, default: str) -> int:
+        """End attempts of vanished nodes, of which this is none: not even when the database was away for longer than
+        its leases lasted, or it was stopped itself. A job that does not say what becomes of it is made again."""
+        await self._renew_leases(list(self._attempts))
+        return await super()._reap(scheduler_id, default="retry")
+
     async def reap_abandoned_jobs(self, scheduler_id: str) -> None:
-        """Do nothing: an identity that is unique per start has left nothing behind."""
+        """Do nothing: what a crash has left claimed is freed at the start."""
+
+    async def _free_left_behind(self) -> None:
+        """Free what a crash has left claimed, if there was one, under the identity of that time: what had not begun
+        goes back as it was, and jobs whose ends could not be recorded as their tasks ask."""
+        for identity, begun in list(self._left_behind.items()):
+            await self._loop_fetch("leave", identity, begun, *self._message([]))
+            await self._reap(identity, default="retry")
+            del self._left_behind[identity]
 
 
 def _skips(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get(f"{METADATA_PREFIX}overlap") == Overlap.skip)
+
+
+async def _fetch(statement: str, arguments: tuple[Any, ...], connection: asyncpg.Connection) -> None:
+    await connection.fetch(statement, *arguments)
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)
+
+
+def _may_run_once(metadata: Mapping[str, Any]) -> bool:
+    return bool(metadata.get(f"{METADATA_PREFIX}on_crash") == OnCrash.abandon)
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> bool:

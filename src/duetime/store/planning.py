@@ -8,8 +8,9 @@ time; the loop only gets a :class:`PlannedTrigger`, which has no fire times left
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +18,10 @@ from uuid import UUID, uuid4
 from apscheduler import CoalescePolicy, Schedule
 from apscheduler.abc import Trigger
 
+from ..options import METADATA_PREFIX, SHORTEST_CATCH_UP_WINDOW, CatchUp, Overlap, TaskOptions
 from ..records import FireState
+from ..threads import Interrupted
+from ..triggers import Limited
 
 MAX_FIRES = 1000
 """Jobs or coalesced ledger rows that one release of one schedule writes; what is more comes with the next release."""
@@ -34,6 +38,30 @@ CROWDED = timedelta(microseconds=20)
 _LOOKED_AT_FOR_CROWDING = 100_000
 
 _ZERO = timedelta(0)
+
+
+class BegunTrigger(Trigger):
+    """Stands in for a new schedule's trigger, whose first time has been found out already.
+
+    :ivar real: the trigger, which stands after its first time
+    """
+
+    def __init__(self, real: Trigger, first: datetime | None) -> None:
+        self.real = real
+        self._first = first
+
+    def next(self) -> datetime | None:
+        """Return the trigger's first time."""
+        return self._first
+
+    def __getstate__(self) -> Any:
+        raise NotImplementedError("a stand-in is never stored")
+
+    def __setstate__(self, state: Any) -> None:
+        raise NotImplementedError("a stand-in is never stored")
+
+    def __repr__(self) -> str:
+        return repr(self.real)
 
 
 class PlannedTrigger(Trigger):
@@ -70,6 +98,8 @@ class PlannedFire:
     # Planned ahead of its time: whether it overlaps is seen when it starts.
     is_ahead: bool = False
     job_id: UUID | None = None
+    # What is made up for has an overlap policy of its own.
+    overlap: Overlap | None = None
 
 
 @dataclass(slots=True)
@@ -86,6 +116,40 @@ class Plan:
     broken_reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _MakingUp:
+    """How a schedule makes up for the fires that fell due while nobody was up.
+
+    :ivar policy: which of several due fires run
+    :ivar window: how far back they may lie; None: any distance
+    :ivar overlap: the overlap policy of their jobs, if it is not the schedule's own
+    :ivar reason: says of a fire outside the window why it does not run
+    """
+
+    policy: CoalescePolicy
+    window: timedelta | None = None
+    overlap: Overlap | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> _MakingUp:
+        """Return what the schedule's options say; without any, its coalesce policy.
+
+        :raises ValueError: if an option has no meaning
+        """
+        metadata = schedule.metadata
+        if f"{METADATA_PREFIX}catch_up" not in metadata and f"{METADATA_PREFIX}catch_up_window" not in metadata:
+            return cls(schedule.coalesce)
+        options = TaskOptions.from_metadata(metadata)
+        window = options.catch_up_window
+        if options.catch_up is CatchUp.none:
+            return cls(schedule.coalesce, SHORTEST_CATCH_UP_WINDOW, None, "and nothing is made up for (catch_up=none)")
+        reason = f"outside its catch-up window of {window.total_seconds():g} s" if window else ""
+        if options.catch_up is CatchUp.all:
+            return cls(CoalescePolicy.all, window, options.catch_up_overlap, reason)
+        return cls(CoalescePolicy.latest if options.catch_up else schedule.coalesce, window, None, reason)
+
+
 def _jitter(schedule: Schedule, fire_time: datetime, following: datetime | None) -> timedelta:
     """Return the fire's delay: the same for the same fire, and never as far as the fire after it."""
     if not schedule.max_jitter:
@@ -95,6 +159,11 @@ def _jitter(schedule: Schedule, fire_time: datetime, following: datetime | None)
         most = min(most, following - fire_time - timedelta(microseconds=1))
     seed = f"{schedule.id}\n{fire_time.astimezone(UTC).isoformat()}"
     return most * random.Random(seed).random()  # noqa: S311 - spreads load, hides nothing
+
+
+MAX_REPEATS = 100
+"""Times in a row that a trigger may yield one instant again: it is one fire, as where APScheduler's ``OrTrigger``
+compares the times of its members by the clock on the wall, which repeats an hour."""
 
 
 class BrokenTrigger(Exception):
@@ -118,17 +187,18 @@ class StuckTrigger(Trigger):
         raise NotImplementedError("a stand-in is never stored")
 
 
-def _said(exception: Exception) -> str:
+def _said(exception: BaseException) -> str:
     try:
         return f"{type(exception).__name__}: {exception}"
-    except Exception:  # an exception whose text cannot be had is a reason all the same (promise 4)
+    except BaseException:  # an exception whose text cannot be had is a reason all the same (promise 4)
         return type(exception).__name__
 
 
 def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
     """Yield the trigger's fire times after ``first``, in UTC and ascending, then None for ever.
 
-    In UTC, because Python compares and adds times of one zone by the clock on the wall, which repeats an hour. Times
+    In UTC, because Python compares and adds times of one zone by the clock on the wall, which repeats an hour. An
+    instant that comes several times in a row is one fire. Times
     up to ``first`` are passed over: the stored trigger of a schedule that was claimed ahead stands at the first fire
     that was ahead then, so that those can be taken back.
 
@@ -136,23 +206,26 @@ def times_after(trigger: Trigger, first: datetime) -> Iterator[datetime | None]:
     """
     first = first.astimezone(UTC)
     last: datetime | None = None
-    passed = 0
+    passed = repeats = 0
     while True:
         try:
             given = trigger.next()
             following = given.astimezone(UTC) if isinstance(given, datetime) and given.tzinfo is not None else None
-        except BrokenTrigger:
+        except (BrokenTrigger, Interrupted):
             raise
-        except Exception as exc:
+        except BaseException as exc:  # nor may it end the process
             raise BrokenTrigger(f"its trigger raised {_said(exc)}") from exc
         if given is None:
             yield None
             continue
         if following is None:
             raise BrokenTrigger(f"its trigger yielded {given!r} instead of an aware datetime")
+        if following == last and repeats < MAX_REPEATS:
+            repeats += 1
+            continue
         if last is not None and following <= last:
             raise BrokenTrigger(f"its trigger yielded {following.isoformat()} after {last.isoformat()}")
-        last = following
+        last, repeats = following, 0
         if following > first:
             yield following
             continue
@@ -183,8 +256,8 @@ def plan(
     """Decide what becomes of every fire of a claimed schedule that is due at ``now`` (the database's time).
 
     Of several due fires the schedule's coalesce policy picks the one that runs, and the others are recorded as
-    coalesced; with ``all`` each runs, whether or not their jobs overlap. A fire beyond its grace time is recorded as
-    missed. The trigger is advanced; nothing else is changed.
+    coalesced; with ``all`` each runs, whether or not their jobs overlap. Its catch-up options come before that. A fire
+    beyond its catch-up window or its grace time is recorded as missed. The trigger is advanced; nothing else changes.
 
     :param trigger: the schedule's trigger, where ``schedule.trigger`` is a stand-in for it
     :param freeze: serializes the trigger, at the first fire that is ahead
@@ -199,6 +272,10 @@ def plan(
         return result
 
     first = first.astimezone(UTC)
+    making_up = _MakingUp.of(schedule)
+    oldest = None if making_up.window is None else now - making_up.window
+    lost: deque[datetime] = deque(maxlen=MAX_FIRES)
+    lost_in_all = 0
     due: list[datetime] = []
     ahead: list[datetime] = []
     passed = 0  # coalesced fires too many for a ledger row each
@@ -218,14 +295,17 @@ def plan(
                 if not ahead:
                     result.stored_trigger = freeze(trigger)
                 ahead.append(following)
-            elif schedule.coalesce is CoalescePolicy.all and len(due) == MAX_FIRES:
+            elif oldest is not None and following < oldest:
+                lost.append(following)
+                lost_in_all += 1
+            elif making_up.policy is CoalescePolicy.all and len(due) == MAX_FIRES:
                 _check_crowding(first, following, step)
                 break  # still due: claimed again at once
             else:
                 due.append(following)
                 if len(due) > MAX_FIRES:
                     # The first runs with "earliest", the last with "latest": what is between is only counted.
-                    del due[1 if schedule.coalesce is CoalescePolicy.earliest else 0]
+                    del due[1 if making_up.policy is CoalescePolicy.earliest else 0]
                     passed += 1
             following = next(times)
     except BrokenTrigger as exc:
@@ -235,9 +315,11 @@ def plan(
     if not ahead:
         result.stored_trigger = freeze(trigger)
     result.next_fire_time = following
-    result.last_fire_time = (ahead or due)[-1] if ahead or due else schedule.last_fire_time
+    reached = ahead or due or lost
+    result.last_fire_time = reached[-1] if reached else schedule.last_fire_time
+    result.fires = _lost(lost, lost_in_all - len(lost), now, making_up.reason)
     if due:
-        result.fires = _decide(schedule, due, ahead[0] if ahead else following, now, passed)
+        result.fires += _decide(schedule, making_up, due, ahead[0] if ahead else following, now, passed)
     for position, fire_time in enumerate(ahead):
         after = ahead[position + 1] if position + 1 < len(ahead) else following
         run_time = fire_time + _jitter(schedule, fire_time, after)
@@ -253,7 +335,19 @@ def plan(
                 job_id=uuid4(),
             )
         )
+    if isinstance(trigger, Limited) and trigger.until is not None:
+        result.fires = [_before(trigger.until, fire, now) for fire in result.fires]
     return result
+
+
+def _before(end: datetime, fire: PlannedFire, now: datetime) -> PlannedFire:
+    """Return the fire with what the end of its schedule makes of it: what has not begun by then does not."""
+    if fire.state is not FireState.pending:
+        return fire
+    if max(fire.run_time, now) >= end:
+        reason = f"it could not start before its schedule expired, at {end.astimezone(UTC).isoformat()}"
+        return replace(fire, state=FireState.missed, reason=reason, job_id=None)
+    return replace(fire, start_deadline=min(end, fire.start_deadline or end))
 
 
 def _check_crowding(first: datetime, following: datetime, steps: int) -> None:
@@ -268,13 +362,32 @@ def _check_crowding(first: datetime, following: datetime, steps: int) -> None:
         )
 
 
+def _lost(lost: Iterable[datetime], unlisted: int, now: datetime, why: str) -> list[PlannedFire]:
+    """Return the fires that are not made up for: missed, the first of them with the number of those without a row."""
+    more = f"; {unlisted} fires before it were missed without a row each" if unlisted else ""
+    fires = []
+    for fire_time in lost:
+        reason = f"it fell due {(now - fire_time).total_seconds():.3f} s before a node came to it, {why}{more}"
+        fires.append(PlannedFire(fire_time, fire_time, FireState.missed, reason))
+        more = ""
+    return fires
+
+
 def _decide(
-    schedule: Schedule, due: list[datetime], following: datetime | None, now: datetime, passed: int
+    schedule: Schedule,
+    making_up: _MakingUp,
+    due: list[datetime],
+    following: datetime | None,
+    now: datetime,
+    passed: int,
 ) -> list[PlannedFire]:
     chosen = {CoalescePolicy.earliest: due[:1], CoalescePolicy.latest: due[-1:], CoalescePolicy.all: due}[
-        schedule.coalesce
+        making_up.policy
     ]
     runs = set(chosen)
+    overlap = making_up.overlap
+    if len(due) == 1 and due[0] >= now - SHORTEST_CATCH_UP_WINDOW:
+        overlap = None  # a fire as any other
     more = f"; {passed} more fires were coalesced into it without a row each" if passed else ""
     fires: list[PlannedFire] = []
     for position, fire_time in enumerate(due):
@@ -298,8 +411,9 @@ def _decide(
                     FireState.pending,
                     more.removeprefix("; ") or None,
                     deadline,
-                    checks_overlap=len(chosen) == 1,
+                    checks_overlap=len(chosen) == 1 and overlap is None,
                     job_id=uuid4(),
+                    overlap=overlap,
                 )
             )
     return fires

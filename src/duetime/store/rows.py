@@ -12,11 +12,14 @@ from apscheduler import Job, JobResult, Schedule, Task
 from apscheduler.abc import Serializer, Trigger
 
 from ..errors import UnreadableValue
+from ..options import KEY, METADATA_PREFIX, concurrency_key
 from ..records import Engine
-from ..tasks import METADATA_PREFIX
 
 TAGS = f"{METADATA_PREFIX}tags"
 ENGINE = f"{METADATA_PREFIX}engine"
+START_DEADLINE = f"{METADATA_PREFIX}start_deadline"
+LONGEST_WAIT = 3_155_760_000
+"""Seconds in a hundred years; a longer deadline, which only an edited row can have, is none."""
 
 Row = Mapping[str, Any]
 
@@ -66,6 +69,22 @@ def schedule_from(row: Row, serializer: Serializer, *, trigger: Trigger | None =
         )
 
 
+def start_deadline(metadata: Mapping[str, Any], since: datetime, grace: datetime | None) -> datetime | None:
+    """Return when an attempt is too late to begin, by the database's clock; None: never.
+
+    :param since: when it could have begun
+    :param grace: when the grace time of its fire ends, if this is the first attempt
+    """
+    wait = metadata.get(START_DEADLINE)
+    if not isinstance(wait, int | float) or not 0 < wait <= LONGEST_WAIT:
+        return grace
+    try:
+        deadline = since + timedelta(seconds=wait)
+    except OverflowError:
+        return grace
+    return deadline if grace is None else min(grace, deadline)
+
+
 def job_from(row: Row, serializer: Serializer, *, clock_offset: timedelta = timedelta(0)) -> Job:
     """Return the job of a row.
 
@@ -74,6 +93,9 @@ def job_from(row: Row, serializer: Serializer, *, clock_offset: timedelta = time
     :raises apscheduler.DeserializationError: if the arguments or an option cannot be read
     """
     deadline: datetime | None = row["start_deadline"]
+    metadata = json.loads(row["metadata"])
+    if isinstance(metadata, dict) and START_DEADLINE in metadata:
+        deadline = start_deadline(metadata, max(row["run_at"], row["created_at"]), deadline)
     with _readable():
         return Job(
             id=row["id"],
@@ -86,7 +108,7 @@ def job_from(row: Row, serializer: Serializer, *, clock_offset: timedelta = time
             jitter=row["jitter"],
             start_deadline=cast("datetime", None if deadline is None else deadline + clock_offset),
             result_expiration_time=row["result_expiration_time"],
-            metadata=json.loads(row["metadata"]),
+            metadata=metadata,
             created_at=row["created_at"],
             acquired_by=row["acquired_by"],
             acquired_until=row["acquired_until"],
@@ -101,34 +123,54 @@ def result_from(row: Row, serializer: Serializer) -> JobResult:
     return JobResult(**values)
 
 
-def schedule_values(schedule: Schedule, serializer: Serializer) -> tuple[Any, ...]:
-    """Return a schedule's values in the order of the ``add_schedules`` statement, its revision left out.
+class ScheduleValues:
+    """Turns schedules into the values of their rows, and says what many have in common only once.
 
-    :raises apscheduler.SerializationError: if an argument or the trigger has no stored form
+    :param serializer: writes triggers and arguments
     """
-    metadata = schedule.metadata
-    return (
-        schedule.id,
-        schedule.task_id,
-        serializer.serialize(schedule.trigger),
-        serializer.serialize(schedule.args),
-        serializer.serialize(schedule.kwargs),
-        schedule.paused,
-        schedule.coalesce.name,
-        schedule.misfire_grace_time,
-        schedule.max_jitter,
-        schedule.job_executor,
-        schedule.job_result_expiration_time,
-        json.dumps(metadata),
-        json.dumps(metadata.get(TAGS, [])),
-        metadata.get(ENGINE, Engine.apscheduler),
-        schedule.last_fire_time,
-        schedule.next_fire_time,
-    )
+
+    def __init__(self, serializer: Serializer) -> None:
+        self._serialize = serializer.serialize
+        self._metadata: Any = None
+        self._written = ("", "")
+
+    def of(self, schedule: Schedule) -> tuple[Any, ...]:
+        """Return a schedule's values in the order of the ``add_schedules`` statement, its revision left out.
+
+        :raises apscheduler.SerializationError: if an argument or the trigger has no stored form
+        """
+        metadata = schedule.metadata
+        if (key := concurrency_key(metadata, schedule.args, schedule.kwargs)) is not None:
+            metadata = {**metadata, KEY: key}
+        if metadata is not self._metadata:
+            tags = metadata.get(TAGS)
+            self._written = (json.dumps(metadata), json.dumps(tags) if tags else "[]")
+            self._metadata = metadata
+        serialize = self._serialize
+        return (
+            schedule.id,
+            schedule.task_id,
+            serialize(schedule.trigger),
+            serialize(schedule.args),
+            serialize(schedule.kwargs),
+            schedule.paused,
+            schedule.coalesce.name,
+            schedule.misfire_grace_time,
+            schedule.max_jitter,
+            schedule.job_executor,
+            schedule.job_result_expiration_time,
+            *self._written,
+            metadata.get(ENGINE, Engine.apscheduler),
+            schedule.last_fire_time,
+            schedule.next_fire_time,
+        )
 
 
 def job_values(job: Job, serializer: Serializer) -> tuple[Any, ...]:
     """Return a job's values in the order of the ``add_jobs`` statement."""
+    metadata = job.metadata
+    if (key := concurrency_key(metadata, job.args, job.kwargs)) is not None:
+        metadata = {**metadata, KEY: key}
     return (
         job.id,
         job.task_id,
@@ -140,7 +182,7 @@ def job_values(job: Job, serializer: Serializer) -> tuple[Any, ...]:
         job.jitter,
         job.start_deadline,
         job.result_expiration_time,
-        json.dumps(job.metadata),
+        json.dumps(metadata),
     )
 
 

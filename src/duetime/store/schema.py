@@ -13,7 +13,10 @@ from ..errors import InvalidSettings, SchemaTooNew
 # Any number that no other software is likely to use; it serialises the nodes that start on one database.
 _LOCK_KEY = 0x64756574696D65
 
-TABLES = ("tasks", "schedules", "jobs", "fires", "runs", "job_results")
+TABLES = (
+    "tasks", "schedules", "jobs", "fires", "runs", "job_results", "schedule_changes", "former_ids", "history_floors",
+    "v3_migrated",
+)  # fmt: skip
 
 
 @cache
@@ -51,8 +54,7 @@ async def version(connection: asyncpg.Connection, schema: str) -> int:
 async def migrate(connection: asyncpg.Connection, schema: str, *, from_scratch: bool = False) -> None:
     """Bring the schema up to this release's version, in one transaction; does nothing when it is there.
 
-    Nodes that start at the same time wait for each other and find the work done. One statement (one round trip) when
-    there is nothing to do.
+    Nodes that start at the same time wait for each other and find the work done.
 
     :param from_scratch: drop everything that is stored first
     :raises SchemaTooNew: if a newer release has migrated this database
@@ -67,8 +69,11 @@ async def migrate(connection: asyncpg.Connection, schema: str, *, from_scratch: 
         if from_scratch:
             # Only what is ours: an application may keep tables of its own in the same schema.
             tables = ", ".join(f"{name}.{table}" for table in (*TABLES, "schema_version"))
-            await connection.execute(f"drop function if exists {name}.claim_jobs_v1")
+            claims = ", ".join(f"{name}.claim_jobs_v{version}" for version in (1, 2, 3))
+            await connection.execute(f"drop function if exists {claims}")
             await connection.execute(f"drop table if exists {tables}")
+            functions = ("give_turn_on_v1", "next_in_turn_v1", "settle_jobs_v1", "take_back_v1", "rename_jobs_v1")
+            await connection.execute(f"drop function if exists {', '.join(f'{name}.{each}' for each in functions)}")
         await connection.execute(
             f"create table if not exists {name}.schema_version "
             "(version integer primary key, applied_at timestamptz not null default now())"

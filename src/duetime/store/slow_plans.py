@@ -18,7 +18,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from ..threads import ThreadCall
+from ..threads import Interrupted, ThreadCall
+from ..triggers import CalendarInterval, Cron, Excluding, Limited, RRule
 from .planning import BrokenTrigger, Plan
 
 T = TypeVar("T")
@@ -31,21 +32,29 @@ SHORT_WAIT = 0.02
 """Seconds that a claim waits for its own slow plans, most of which are not slow, before it goes on without them."""
 
 # Each step of these is short. An AndTrigger is not one of them: it looks for a common time in up to 10,000 steps.
-_QUICK = (DateTrigger, IntervalTrigger, CronTrigger, CalendarIntervalTrigger)
+_QUICK = (DateTrigger, IntervalTrigger, CronTrigger, CalendarIntervalTrigger, Cron, CalendarInterval)
 
 
 def is_quick(trigger: Trigger) -> bool:
     """Return whether a few hundred steps of the trigger may be made on the event loop."""
     if type(trigger) is OrTrigger:
         return all(is_quick(member) for member in trigger.triggers)
+    if isinstance(trigger, Excluding):
+        return trigger.is_ready and is_quick(trigger.inner)
+    if isinstance(trigger, Limited):
+        return is_quick(trigger.inner)
+    if type(trigger) is RRule:
+        return trigger.is_bounded
     return type(trigger) in _QUICK
 
 
 def is_stock(trigger: Trigger) -> bool:
-    """Return whether the trigger and its members are APScheduler's own, and so do nothing but compute."""
+    """Return whether the trigger and its members are APScheduler's own or ours, and so do nothing but compute."""
     if type(trigger) in (AndTrigger, OrTrigger):
         return all(is_stock(member) for member in trigger.triggers)  # type: ignore[attr-defined]
-    return type(trigger) in _QUICK
+    if isinstance(trigger, (Excluding, Limited)):
+        return is_stock(trigger.inner)
+    return type(trigger) in (*_QUICK, RRule)
 
 
 class Patience:
@@ -60,7 +69,7 @@ class Patience:
     async def run(self, work: Callable[[Beat], T]) -> T:
         """Return what ``work`` returns, which calls its argument at each step that it makes.
 
-        :raises BrokenTrigger: when ``PATIENCE`` seconds go by without a step
+        :raises BrokenTrigger: when ``PATIENCE`` seconds go by without a step, or it raises what would end the process
         """
         loop = asyncio.get_running_loop()
         moved_at = loop.time()
@@ -69,7 +78,15 @@ class Patience:
             nonlocal moved_at
             moved_at = loop.time()
 
-        call = ThreadCall(lambda: work(beat))
+        def contained() -> T:
+            try:
+                return work(beat)
+            except (Exception, Interrupted):
+                raise
+            except BaseException as exc:  # would end the process if it came out of here
+                raise BrokenTrigger(f"its trigger raised {type(exc).__name__}") from None
+
+        call = ThreadCall(contained)
         call.start("duetime plan")
         try:
             while (remaining := moved_at + PATIENCE - loop.time()) > 0:

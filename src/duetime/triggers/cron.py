@@ -1,25 +1,23 @@
-"""Cron text: five or six fields checked one by one and put into the words that CronTrigger gets right.
-
-CronTrigger 4.0.0a6 drops the steps of weekdays and of named ranges (``1-5/2`` runs Monday to Friday), refuses
-steps that cron accepts (``*/60``), and counts weekdays from Monday in ``*/2`` but from Sunday in ``2``. So
-every field is worked out here, and CronTrigger gets plain lists and ranges with names for weekdays.
-"""
+"""Cron text: five or six fields, checked one by one, and what each of them allows."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from calendar import monthrange
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, date
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from apscheduler.triggers.cron import CronTrigger
 
 from duetime.errors import InvalidTrigger, did_you_mean
+
+from .clock import Policy
+from .wording import MONTH_NAMES
 
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -91,8 +89,11 @@ KINDS = {
         _Kind("second", "second", 0, 59),
     )
 }
-"""The fields of a CronTrigger, in its own order."""
+"""The fields of a cron trigger, from the largest to the smallest, as CronTrigger has them."""
 
+_LOWEST = {"month": "1", "day": "1", "hour": "0", "minute": "0", "second": "0"}
+_LONGEST = {month: 29 if month == 2 else 30 if month in (4, 6, 9, 11) else 31 for month in range(1, 13)}
+_DATES = ("year", "month", "day", "week", "day_of_week")
 _EXPRESSION_ORDER = ("second", "minute", "hour", "day", "month", "day_of_week")
 
 
@@ -110,7 +111,7 @@ class FieldValues:
         return len(self.numbers) == self.kind.high - self.kind.low + 1
 
     def __str__(self) -> str:
-        """Return the shortest text that both CronTrigger and this module read as exactly these values."""
+        """Return the shortest text that says exactly these values, also to APScheduler's CronTrigger."""
         if self.is_any:
             return "*"
         return ",".join([*_numbers_text(self.kind, sorted(self.numbers)), *self.special])
@@ -198,7 +199,7 @@ def _item_numbers(kind: _Kind, item: str) -> set[int]:
 
 
 def parse_expression(expression: str) -> dict[str, str]:
-    """Return the CronTrigger fields of a cron expression: five fields, six with the second first, or a macro.
+    """Return the fields of a cron expression by name: five, six with the second first, or a macro.
 
     :raises InvalidTrigger: with one detail per wrong field
     """
@@ -219,50 +220,59 @@ def parse_expression(expression: str) -> dict[str, str]:
         )
     if len(values) == 5:
         values = ["0", *values]
-    return _checked(dict(zip(_EXPRESSION_ORDER, values, strict=True)), f"in {expression[:120]!r}", "trigger.expression")
+    given = dict(zip(_EXPRESSION_ORDER, values, strict=True))
+    _check(given, f"in {expression[:120]!r}", "trigger.expression")
+    return given
 
 
 def parse_fields(fields: Mapping[str, str | int]) -> dict[str, str]:
-    """Return fields given by name in the words that CronTrigger gets right.
+    """Return fields given by name, with those left out.
+
+    A field left out is ``*`` when it is larger than the smallest one given, and its lowest value when it is
+    smaller, as in APScheduler.
 
     :raises InvalidTrigger: with one detail per wrong field
     """
-    if not fields:
+    known = [name for name in KINDS if fields.get(name) is not None]
+    if unknown := [name for name in fields if name not in KINDS]:
+        raise InvalidTrigger(
+            f"expected cron fields from {', '.join(KINDS)}, got {unknown[0]!r}{did_you_mean(unknown[0], KINDS)}",
+            details=[{"where": f"trigger.fields.{unknown[0]}", "problem": "unknown field"}],
+        )
+    if not known:
         raise InvalidTrigger(
             f"expected at least one of {', '.join(KINDS)} in the cron trigger's fields, got none.",
             details=[{"where": "trigger.fields", "problem": "empty"}],
         )
-    return _checked({name: str(value) for name, value in fields.items()}, "in its fields", "trigger.fields")
+    given = {name: str(fields[name]) for name in known}
+    _check(given, "in its fields", "trigger.fields")
+    order = list(KINDS)
+    for name in order[order.index(known[-1]) + 1 :]:
+        given[name] = _LOWEST.get(name, "*")
+    return given
 
 
-def _checked(texts: Mapping[str, str], place: str, where: str) -> dict[str, str]:
-    checked: dict[str, str] = {}
+def _check(texts: Mapping[str, str], place: str, where: str) -> None:
     problems: list[dict[str, Any]] = []
     for name, text in texts.items():
         try:
-            checked[name] = str(parse_field(name, text))
+            parse_field(name, text)
         except ValueError as exc:
             problems.append({"where": f"{where}.{name}", "problem": str(exc)})
     if problems:
         listed = "; ".join(problem["problem"] for problem in problems)
         raise InvalidTrigger(f"expected a valid cron trigger, got {place}: {listed}", details=problems)
-    return checked
 
 
-def build_cron(
-    fields: Mapping[str, str], *, timezone: ZoneInfo, start_time: datetime, end_time: datetime | None
-) -> CronTrigger:
-    """Return the trigger of fields that :func:`parse_expression` or :func:`parse_fields` gave.
+def default_policy(fields: Mapping[str, str]) -> Policy:
+    """Return what becomes of times that a zone skips or has twice, when nothing else is said: as in Vixie cron.
 
-    The one place where cron triggers are made. The start is handed over in the trigger's zone and rounded up
-    to a whole second: the first fire of CronTrigger 4.0.0a6 keeps the start's microseconds and is worked out
-    in the start's zone (APScheduler issue 1061).
+    Where the hour, the minute or the second begins with ``*``, the fields say a rhythm, which goes on as time
+    does: nothing is moved out of a gap, and a repeated hour has its fires again. Other fields say times of day:
+    one in a gap is made up for right after it, and one that is repeated counts once, the first time.
     """
-    start = start_time.astimezone(UTC)
-    if start.microsecond:
-        start = start.replace(microsecond=0) + timedelta(seconds=1)
-    settings: dict[str, Any] = {**fields, "timezone": timezone, "end_time": end_time}
-    return CronTrigger(**settings, start_time=start.astimezone(timezone))
+    rhythm = any(fields.get(name, "*").startswith("*") for name in ("hour", "minute", "second"))
+    return Policy("skip", "both") if rhythm else Policy("shift", "first")
 
 
 def field_values(trigger: CronTrigger) -> dict[str, FieldValues]:
@@ -287,32 +297,72 @@ def expression_of(values: Mapping[str, FieldValues]) -> str | None:
     return " ".join(str(values[name]) for name in order)
 
 
+class Days:
+    """The days that fit the year, month, day, week and weekday fields."""
+
+    __slots__ = ("_any_year", "_month", "_month_days", "_months", "_values", "_weekdays", "_weeks", "_years")
+
+    def __init__(self, values: Mapping[str, FieldValues]) -> None:
+        self._values = values["day"]
+        self._any_year = values["year"].is_any
+        self._years = [] if self._any_year else sorted(values["year"].numbers)
+        self._months = sorted(values["month"].numbers)
+        self._weekdays = values["day_of_week"].numbers
+        self._weeks = None if values["week"].is_any else values["week"].numbers
+        self._month: tuple[int, int] | None = None
+        self._month_days: list[date] = []
+
+    def first(self, start: date) -> date | None:
+        """Return the first day on or after the start, or None.
+
+        Looks 40 years ahead, which covers the longest wait of the calendar (a 29 February on a given weekday,
+        over a year 2100); years that are listed are looked at wherever they lie, but at most 41 of them.
+        """
+        if self._any_year:
+            years: Iterable[int] = range(max(start.year, MINYEAR), min(start.year + 41, MAXYEAR + 1))
+        else:
+            position = bisect_left(self._years, start.year)
+            years = self._years[position : position + 41]
+        for year in years:
+            for month in self._months:
+                if year == start.year and month < start.month:
+                    continue
+                for day in self._in_month(year, month):
+                    if day >= start:
+                        return day
+        return None
+
+    def _in_month(self, year: int, month: int) -> list[date]:
+        if self._month != (year, month):
+            self._month_days = [
+                day
+                for day in _fitting_days(year, month, self._values)
+                if day.weekday() in self._weekdays and (self._weeks is None or day.isocalendar().week in self._weeks)
+            ]
+            self._month = (year, month)
+        return self._month_days
+
+
 def has_date(values: Mapping[str, FieldValues], start: date) -> bool:
-    """Return whether any day on or after the start fits the year, month, day, week and weekday fields.
-
-    Looks 40 years ahead, which covers the longest wait of the calendar (a 29 February on a given weekday,
-    over a year 2100); years that are listed are looked at wherever they lie. CronTrigger itself would try
-    every month, or every day, up to the year 9999: 0.2 to 1.8 seconds for ``0 0 31 2 *`` and the like.
-    """
-    years = values["year"]
-    if years.is_any:
-        candidates = list(range(start.year, min(start.year + 41, 9999 + 1)))
-    else:
-        candidates = sorted(year for year in years.numbers if year >= start.year)[:41]
-    months = sorted(values["month"].numbers)
-    return any(
-        day >= start
-        for year in candidates
-        for month in months
-        for day in _fitting_days(year, month, values)
-        if day.weekday() in values["day_of_week"].numbers and day.isocalendar().week in values["week"].numbers
-    )
+    """Return whether any day on or after the start fits; CronTrigger 4.0.0a6 would look up to the year 9999."""
+    return Days(values).first(start) is not None
 
 
-def _fitting_days(year: int, month: int, values: Mapping[str, FieldValues]) -> Iterable[date]:
+def why_no_date(values: Mapping[str, FieldValues]) -> str:
+    """Return why no day fits: a day that its months do not have, or fields that exclude each other."""
+    day, month = values["day"], values["month"]
+    longest = max(_LONGEST[number] for number in month.numbers)
+    if day.numbers and not day.special and min(day.numbers) > longest:
+        named = [MONTH_NAMES[number - 1] for number in sorted(month.numbers)]
+        return f"there is no day {min(day.numbers)} in {' or '.join(named)}"
+    limits = [f"{kind.kind.label} {kind}" for kind in values.values() if kind.kind.name in _DATES and not kind.is_any]
+    return f"no day of the coming 40 years fits {', '.join(limits)}" if limits else "there are no days left"
+
+
+def _fitting_days(year: int, month: int, values: FieldValues) -> Iterable[date]:
     length = monthrange(year, month)[1]
-    days = {number for number in values["day"].numbers if number <= length}
-    for special in values["day"].special:
+    days = {number for number in values.numbers if number <= length}
+    for special in values.special:
         ordinal, _, name = special.partition(" ")
         if not name:
             days.add(length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
@@ -16,8 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from duetime.errors import InvalidTrigger, TriggerNeverFires, did_you_mean
 
-from .cron import build_cron, expression_of, field_values, parse_expression, parse_fields
-from .preview import MAX_STEPS, check_fires, working_copy
+from .calendar_trigger import CalendarInterval
+from .clock import Policy, offsets
+from .cron import expression_of, field_values, has_date, why_no_date
+from .cron_trigger import Cron
+from .excluding import Excluding, Exclusion
+from .exclusion_specs import Holidays, Period
+from .holiday_calendars import HolidayCalendar
+from .limiting import Limited
+from .preview import MAX_STEPS, check_fires
+from .rrule_trigger import RRule
 from .specs import (
     MAX_DEPTH,
     MAX_LEAVES,
@@ -29,8 +38,11 @@ from .specs import (
     DateTriggerSpec,
     IntervalTriggerSpec,
     OrTriggerSpec,
+    RRuleTriggerSpec,
+    TextTriggerSpec,
     TriggerSpec,
 )
+from .text import understand
 from .zones import UTC_ZONE, in_zone, zone, zone_name
 
 SHORTEST_INTERVAL = timedelta(milliseconds=1)
@@ -80,6 +92,12 @@ def parse(spec: TriggerSpec, *, now: datetime | None = None) -> Trigger:
     return trigger
 
 
+def parses_quickly(spec: TriggerSpec) -> bool:
+    """Return whether the first fire of a spec is found within a few milliseconds, whatever its values are."""
+    simple = (DateTriggerSpec, IntervalTriggerSpec, CronTriggerSpec, CalendarIntervalTriggerSpec)
+    return isinstance(spec, simple) and not getattr(spec, "exclude", None)
+
+
 def _count_leaves(spec: TriggerSpec, depth: int) -> int:
     if not isinstance(spec, (AndTriggerSpec, OrTriggerSpec)):
         return 1
@@ -89,6 +107,29 @@ def _count_leaves(spec: TriggerSpec, depth: int) -> int:
 
 
 def _build(spec: TriggerSpec, now: datetime) -> Trigger:
+    if isinstance(spec, TextTriggerSpec):
+        understood = understand(spec.text, timezone=spec.timezone, now=now)
+        if understood["type"] != "date":
+            given = spec.model_dump(by_alias=True, exclude_none=True)["exclude"]
+            understood["exclude"] = [*given, *understood.get("exclude", ())]
+        return _build(_ADAPTER.validate_python(understood), now)
+    trigger = _build_whole(spec, now)
+    if isinstance(spec, DateTriggerSpec) or not spec.exclude:
+        return trigger
+    exclude = [_exclusion(item, f"trigger.exclude[{index}]") for index, item in enumerate(spec.exclude)]
+    return Excluding(trigger, exclude, timezone=zone(spec.timezone))
+
+
+def _exclusion(item: str | Period | Holidays, where: str) -> Exclusion:
+    if isinstance(item, Period):
+        return {"from": item.from_, "to": item.to}
+    if isinstance(item, Holidays):
+        calendar = HolidayCalendar.of(item.model_dump(exclude_none=True))
+        return calendar.resolved(where).exclusion()
+    return item
+
+
+def _build_whole(spec: Any, now: datetime) -> Trigger:
     if isinstance(spec, DateTriggerSpec):
         return _build_date(spec)
     if isinstance(spec, IntervalTriggerSpec):
@@ -97,6 +138,9 @@ def _build(spec: TriggerSpec, now: datetime) -> Trigger:
         return _build_cron(spec, now)
     if isinstance(spec, CalendarIntervalTriggerSpec):
         return _build_calendar_interval(spec, now)
+    if isinstance(spec, RRuleTriggerSpec):
+        return _build_rrule(spec, now)
+    zone(spec.timezone)
     members = []
     for index, member in enumerate(spec.triggers):
         try:
@@ -113,9 +157,11 @@ def _build(spec: TriggerSpec, now: datetime) -> Trigger:
 
 
 def _build_date(spec: DateTriggerSpec) -> DateTrigger:
-    if spec.timezone is not None:
-        return DateTrigger(in_zone(spec.run_at, zone(spec.timezone)))
-    return DateTrigger(in_zone(spec.run_at, spec.run_at.tzinfo or UTC_ZONE))
+    tz = zone(spec.timezone) if spec.timezone is not None else spec.run_at.tzinfo or UTC_ZONE
+    run_at = in_zone(spec.run_at, tz)
+    first, last = offsets(run_at.replace(tzinfo=None), tz)
+    # A time that its zone has twice equals no time of another zone (PEP 495), so OrTrigger would give it twice.
+    return DateTrigger(run_at if first == last else run_at.astimezone(UTC_ZONE))
 
 
 def _build_interval(spec: IntervalTriggerSpec, now: datetime) -> IntervalTrigger:
@@ -129,16 +175,17 @@ def _build_interval(spec: IntervalTriggerSpec, now: datetime) -> IntervalTrigger
         )
     # In UTC: IntervalTrigger adds the interval to the wall clock of its start's zone, which goes back once a
     # year.
-    start = in_zone(spec.start, UTC_ZONE) if spec.start else now.astimezone(UTC_ZONE)
+    timezone = zone(spec.timezone)
+    start = (in_zone(spec.start, timezone) if spec.start else now).astimezone(UTC_ZONE)
     if now - start > min(START_GRACE, step):
         start += -((start - now) // step) * step
-    end = in_zone(spec.end, UTC_ZONE) if spec.end else None
+    end = in_zone(spec.end, timezone).astimezone(UTC_ZONE) if spec.end else None
     if end and end < start:
         raise _ended(end)
     return IntervalTrigger(**settings | {"start_time": start, "end_time": end})
 
 
-def _build_cron(spec: CronTriggerSpec, now: datetime) -> CronTrigger:
+def _build_cron(spec: CronTriggerSpec, now: datetime) -> Cron:
     timezone = zone(spec.timezone)
     if (spec.expression is None) == (spec.fields is None):
         given = "neither" if spec.expression is None else "both"
@@ -147,16 +194,27 @@ def _build_cron(spec: CronTriggerSpec, now: datetime) -> CronTrigger:
             f"Example: {{'type': 'cron', 'expression': '0 9 * * mon-fri'}}.",
             details=[{"where": "trigger", "problem": f"{given} of 'expression' and 'fields'"}],
         )
-    if spec.expression is not None:
-        fields = parse_expression(spec.expression)
-    else:
-        fields = parse_fields(spec.fields.model_dump(exclude_none=True) if spec.fields else {})
+    named = spec.fields.model_dump(exclude_none=True) if spec.fields else {}
     start = max(in_zone(spec.start, timezone), now) if spec.start else now
-    end = in_zone(spec.end, timezone) if spec.end else None
-    return build_cron(fields, timezone=timezone, start_time=start, end_time=end)
+    trigger = Cron(
+        named if spec.expression is None else spec.expression,
+        timezone=timezone,
+        on_gap=spec.on_gap,
+        on_fold=spec.on_fold,
+        start_time=start,
+        end_time=in_zone(spec.end, timezone) if spec.end else None,
+    )
+    if not has_date(trigger.values, trigger.start_time.astimezone(timezone).date()):
+        reason = why_no_date(trigger.values)
+        raise TriggerNeverFires(
+            f"expected a cron trigger with at least one fire time, got one that never fires: {reason}. "
+            f"Choose another day ('last' is the last one of a month), or leave out the field that excludes the others.",
+            details=[{"where": "trigger", "problem": reason}],
+        )
+    return trigger
 
 
-def _build_calendar_interval(spec: CalendarIntervalTriggerSpec, now: datetime) -> CalendarIntervalTrigger:
+def _build_calendar_interval(spec: CalendarIntervalTriggerSpec, now: datetime) -> CalendarInterval:
     timezone = zone(spec.timezone)
     if not (spec.years or spec.months or spec.weeks or spec.days):
         raise InvalidTrigger(
@@ -171,14 +229,28 @@ def _build_calendar_interval(spec: CalendarIntervalTriggerSpec, now: datetime) -
         start += (today - start) // step * step
     if spec.end_date and start > spec.end_date:
         raise _ended(spec.end_date)
-    settings = spec.model_dump(exclude={"type", "start_date", "timezone"})
-    trigger = CalendarIntervalTrigger(**settings, start_date=start, timezone=timezone)
-    probe = working_copy(trigger)
-    while (fire := probe.next()) is not None and fire < now:
+    settings = spec.model_dump(include={"years", "months", "weeks", "days", "hour", "minute", "second", "end_date"})
+    settings |= {"timezone": timezone, "on_gap": spec.on_gap or "shift", "on_fold": spec.on_fold or "first"}
+    trigger = CalendarInterval(**settings, start_date=start)
+    while (fire := trigger.next()) is not None and fire < now:
         pass
     if fire is None:
         raise _ended(spec.end_date)
-    return CalendarIntervalTrigger(**settings, start_date=fire.date(), timezone=timezone)
+    return CalendarInterval(**settings, start_date=trigger.day)
+
+
+def _build_rrule(spec: RRuleTriggerSpec, now: datetime) -> RRule:
+    timezone = zone(spec.timezone)
+    exdates: list[date] = []
+    for index, text in enumerate(spec.exdate):
+        try:
+            exdates.append(datetime.fromisoformat(text) if len(text) > 10 else date.fromisoformat(text))
+        except ValueError:
+            where, problem = f"trigger.exdate[{index}]", f"expected a day or a time in ISO 8601, got {text!r:.60}"
+            raise InvalidTrigger(f"{where}: {problem}.", details=[{"where": where, "problem": problem}]) from None
+    trigger = RRule(spec.rrule, start_time=spec.start or now, timezone=timezone, exdates=exdates)
+    trigger.forward(now - timedelta(microseconds=1))
+    return trigger
 
 
 def _ended(end: date | None) -> TriggerNeverFires:
@@ -189,9 +261,11 @@ def _ended(end: date | None) -> TriggerNeverFires:
 
 
 def _invalid(exc: ValidationError, data: Any) -> InvalidTrigger:
-    details = []
+    details: list[dict[str, str]] = []
     for error in exc.errors(include_url=False, include_context=True):
         where, problem = _problem(error, data)
+        if any(detail["where"] == where for detail in details):
+            continue  # what else it is not
         details.append({"where": where, "problem": problem})
     listed = "; ".join(f"{detail['where']}: {detail['problem']}" for detail in details)
     return InvalidTrigger(f"expected a trigger in one of its JSON forms, got {listed}", details=details)
@@ -234,6 +308,10 @@ def _problem(error: Any, data: Any) -> tuple[str, str]:
             model, what = CronFieldsSpec, "the fields of a 'cron' trigger"
         known = model.model_fields
         return where, f"unknown in {what}{did_you_mean(word, known)} It has {', '.join(known)}"
+    if error["type"] == "literal_error":
+        words = re.findall(r"'(\w+)'", str(error["ctx"]["expected"]))
+        got = f"{error['input']!r:.60}"
+        return where, f"expected {error['ctx']['expected']}, got {got}{did_you_mean(str(error['input']), words)}"
     return where, str(error["msg"]).removeprefix("Value error, ")
 
 
@@ -246,6 +324,8 @@ def to_json(trigger: Trigger, *, now: datetime | None = None) -> dict[str, Any]:
     given in UTC, as elapsed time.
     """
     now = now or datetime.now(UTC)
+    if isinstance(trigger, Limited):
+        return to_json(trigger.inner, now=now)
     if type(trigger) is AndTrigger:
         members = [to_json(member, now=now) for member in trigger.triggers]
         return {"type": "and", "triggers": members, "threshold": trigger.threshold.total_seconds()}
@@ -255,10 +335,16 @@ def to_json(trigger: Trigger, *, now: datetime | None = None) -> dict[str, Any]:
         return _date_json(trigger)
     if type(trigger) is IntervalTrigger:
         return _interval_json(trigger)
-    if type(trigger) is CronTrigger and (name := _zone_text(trigger.timezone)):
+    if isinstance(trigger, (Cron, CronTrigger)) and (name := _zone_text(trigger.timezone)):
         return _cron_json(trigger, name, now)
-    if type(trigger) is CalendarIntervalTrigger and (name := _zone_text(trigger.timezone)):
+    if isinstance(trigger, (CalendarInterval, CalendarIntervalTrigger)) and (name := _zone_text(trigger.timezone)):
         return _calendar_interval_json(trigger, name)
+    if isinstance(trigger, RRule) and (name := _zone_text(trigger.timezone)):
+        return _rrule_json(trigger, name)
+    if isinstance(trigger, Excluding) and (name := _zone_text(trigger.timezone)):
+        data = to_json(trigger.inner, now=now)
+        if data["type"] != "custom":
+            return {**data, **({"timezone": name} if name != "UTC" else {}), "exclude": list(trigger.exclude)}
     kind = type(trigger)
     return {"type": "custom", "class": f"{kind.__module__}.{kind.__qualname__}", "repr": repr(trigger)[:500]}
 
@@ -286,8 +372,8 @@ def _interval_json(trigger: IntervalTrigger) -> dict[str, Any]:
     return data
 
 
-def _cron_json(trigger: CronTrigger, timezone: str, now: datetime) -> dict[str, Any]:
-    values = field_values(trigger)
+def _cron_json(trigger: Cron | CronTrigger, timezone: str, now: datetime) -> dict[str, Any]:
+    values = trigger.values if isinstance(trigger, Cron) else field_values(trigger)
     data: dict[str, Any] = {"type": "cron"}
     if expression := expression_of(values):
         data["expression"] = expression
@@ -295,6 +381,8 @@ def _cron_json(trigger: CronTrigger, timezone: str, now: datetime) -> dict[str, 
         # The second is always named, so that no larger field left out takes its lowest value.
         data["fields"] = {name: str(value) for name, value in values.items() if str(value) != "*" or name == "second"}
     data["timezone"] = timezone
+    if isinstance(trigger, Cron):
+        data |= _policy_json(trigger.policy, trigger.default_policy)
     # The start of a trigger without one is the moment it was made, rounded up.
     if trigger.start_time > now + timedelta(seconds=1):
         data["start"] = in_zone(trigger.start_time, trigger.timezone).isoformat()
@@ -303,7 +391,19 @@ def _cron_json(trigger: CronTrigger, timezone: str, now: datetime) -> dict[str, 
     return data
 
 
-def _calendar_interval_json(trigger: CalendarIntervalTrigger, timezone: str) -> dict[str, Any]:
+def _rrule_json(trigger: RRule, timezone: str) -> dict[str, Any]:
+    data: dict[str, Any] = {"type": "rrule", "rrule": trigger.rule.text, "start": trigger.start.isoformat()}
+    data["timezone"] = timezone
+    if trigger.exdates:
+        data["exdate"] = [each.isoformat() for each in trigger.exdates]
+    return data
+
+
+def _policy_json(policy: Policy, usual: Policy) -> dict[str, str]:
+    return {name: word for name, word in policy._asdict().items() if word != getattr(usual, name)}
+
+
+def _calendar_interval_json(trigger: CalendarInterval | CalendarIntervalTrigger, timezone: str) -> dict[str, Any]:
     state = trigger.__getstate__()
     named = dict(zip(("years", "months", "weeks", "days"), state["interval"], strict=True))
     named |= dict(zip(("hour", "minute", "second"), state["time"], strict=True))
@@ -313,6 +413,9 @@ def _calendar_interval_json(trigger: CalendarIntervalTrigger, timezone: str) -> 
     if state["end_date"]:
         data["end_date"] = state["end_date"].isoformat()
     data["timezone"] = timezone
+    # CalendarIntervalTrigger passes over a day on which the clock skips its time.
+    policy = trigger.policy if isinstance(trigger, CalendarInterval) else Policy("skip", "first")
+    data |= _policy_json(policy, Policy("shift", "first"))
     return data
 
 

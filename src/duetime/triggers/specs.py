@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from .clock import OnFold, OnGap
+from .exclusion_specs import Exclusions, ExclusionZone
+from .rrule_trigger import MAX_EXDATES
+
 MAX_MEMBERS = 20
 """Members that one ``and`` or ``or`` may have."""
 
@@ -44,6 +48,22 @@ Start = Annotated[
 End = Annotated[
     Instant | None,
     Field(description="No fire after this instant. Without an offset it is read in the trigger's zone."),
+]
+
+
+GapPolicy = Annotated[
+    OnGap | None,
+    Field(
+        description="What becomes of a time that the clock skips in spring: `shift` fires right after the gap (02:30 "
+        "becomes 03:00), `skip` does not fire on that day."
+    ),
+]
+FoldPolicy = Annotated[
+    OnFold | None,
+    Field(
+        description="What becomes of a time that the clock shows twice in autumn: it counts the `first` time, the "
+        "`last` time, or `both` times."
+    ),
 ]
 
 
@@ -86,14 +106,23 @@ class IntervalTriggerSpec(Spec):
     start: Annotated[
         Instant | None,
         Field(
-            description="The first fire, from which the others are counted; now by default, read as UTC "
-            "without an offset. When it lies in the past, the count goes on from it and the first fire is "
+            description="The first fire, from which the others are counted; now by default, read in "
+            "`timezone` without an offset. When it lies in the past, the count goes on from it and the first fire is "
             "the next one due."
         ),
     ] = None
-    end: Annotated[Instant | None, Field(description="No fire after this instant; read as UTC without an offset.")] = (
-        None
-    )
+    end: Annotated[
+        Instant | None, Field(description="No fire after this instant; read in `timezone` without an offset.")
+    ] = None
+    timezone: Annotated[
+        str,
+        Field(
+            description="IANA name of the zone of `start`, `end` and `exclude`. The interval is elapsed time in any "
+            "zone.",
+            examples=["Europe/Berlin"],
+        ),
+    ] = "UTC"
+    exclude: Exclusions = []
 
 
 class CronFieldsSpec(Spec):
@@ -128,6 +157,10 @@ class CronTriggerSpec(Spec):
     """At the times of the clock and calendar of a zone that fit all fields of a cron expression.
 
     Where both a day of the month and a weekday are limited, both must fit (classic cron: either).
+
+    Without `on_gap` and `on_fold` a change of the clock is dealt with as Vixie cron does it. Where the hour, the
+    minute or the second begins with `*`, the expression says a rhythm, which goes on as time does (`skip`, `both`).
+    Other expressions say times of day: none is lost and none counts twice (`shift`, `first`).
     """
 
     model_config = ConfigDict(
@@ -147,6 +180,9 @@ class CronTriggerSpec(Spec):
     ] = None
     fields: Annotated[CronFieldsSpec | None, Field(description="Instead of `expression`.")] = None
     timezone: Zone = "UTC"
+    on_gap: GapPolicy = None
+    on_fold: FoldPolicy = None
+    exclude: Exclusions = []
     start: Start = None
     end: End = None
 
@@ -154,8 +190,9 @@ class CronTriggerSpec(Spec):
 class CalendarIntervalTriggerSpec(Spec):
     """Every so many years, months, weeks and days, always at the same time of day.
 
-    A month that lacks the day of `start_date` is passed over, and so is a day on which the clock skips that
-    time.
+    A month that lacks the day of `start_date` is passed over. On a day on which the clock skips that time it fires
+    right after the gap, unless `on_gap` says otherwise; of a time that the clock shows twice the first counts, unless
+    `on_fold` says otherwise.
     """
 
     model_config = ConfigDict(
@@ -191,6 +228,87 @@ class CalendarIntervalTriggerSpec(Spec):
     ] = None
     end_date: Annotated[date | None, Field(description="No fire after this day.")] = None
     timezone: Zone = "UTC"
+    on_gap: GapPolicy = None
+    on_fold: FoldPolicy = None
+    exclude: Exclusions = []
+
+
+class RRuleTriggerSpec(Spec):
+    """At the occurrences of a recurrence rule of calendars (RFC 5545).
+
+    What the rule leaves open (the time of day, the weekday) is taken from `start`. An occurrence at a time that the
+    clock skips is moved forward by the length of the gap; of a time that it shows twice the first counts.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "rrule",
+                    "rrule": "FREQ=WEEKLY;INTERVAL=2;BYDAY=MO,FR",
+                    "start": "2026-06-01T09:00",
+                    "timezone": "Europe/Berlin",
+                    "exdate": ["2026-12-25"],
+                }
+            ]
+        }
+    )
+
+    type: Literal["rrule"]
+    rrule: Annotated[
+        str,
+        Field(
+            description="The rule, without DTSTART and EXDATE: FREQ, INTERVAL, COUNT, UNTIL, WKST and the BY… parts.",
+            examples=["FREQ=WEEKLY;BYDAY=MO", "FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1"],
+            max_length=1000,
+        ),
+    ]
+    start: Annotated[
+        Instant | None,
+        Field(
+            description="DTSTART, from which INTERVAL and COUNT are counted; now by default, read in `timezone` "
+            "without an offset. It is a fire time only if the rule says so. When it lies in the past, the rule goes "
+            "on from it and the first fire is the next one due."
+        ),
+    ] = None
+    timezone: Zone = "UTC"
+    exdate: Annotated[
+        list[str],
+        Field(
+            max_length=MAX_EXDATES,
+            description="Occurrences that are left out, though COUNT counts them: times (read in `timezone` without an "
+            "offset), or days.",
+            examples=[["2026-12-25", "2026-12-28T09:00"]],
+        ),
+    ] = []
+    exclude: Exclusions = []
+
+
+class TextTriggerSpec(Spec):
+    """A sentence, which is understood as one of the other forms; the answer shows as which one.
+
+    Understood are sentences such as "in 2 hours", "tomorrow at 9:00", "every weekday at 9:00", "every 90 minutes
+    between 8 and 18", "first monday of the month at noon", "every 2 weeks on monday at 9:00", with the zone at the end
+    ("… in Europe/Berlin") or public holidays to leave out ("… except public holidays in Germany"), cron expressions,
+    and the text of an RRULE.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"type": "text", "text": "every weekday at 9:00", "timezone": "Europe/Berlin"}]}
+    )
+
+    type: Literal["text"]
+    text: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=300,
+            description="The sentence, in English.",
+            examples=["every weekday at 9:00", "in 2 hours", "last friday of the month at 17:00"],
+        ),
+    ]
+    timezone: Zone = "UTC"
+    exclude: Exclusions = []
 
 
 class AndTriggerSpec(Spec):
@@ -215,6 +333,8 @@ class AndTriggerSpec(Spec):
     threshold: Annotated[
         float, Field(ge=0, le=86_400, description="Seconds that the members' fire times may lie apart.")
     ] = 1.0
+    timezone: ExclusionZone = "UTC"
+    exclude: Exclusions = []
 
 
 class OrTriggerSpec(Spec):
@@ -236,6 +356,8 @@ class OrTriggerSpec(Spec):
 
     type: Literal["or"]
     triggers: Annotated[list[TriggerSpec], Field(min_length=1, max_length=MAX_MEMBERS)]
+    timezone: ExclusionZone = "UTC"
+    exclude: Exclusions = []
 
 
 TriggerSpec = Annotated[
@@ -243,6 +365,8 @@ TriggerSpec = Annotated[
     | IntervalTriggerSpec
     | CronTriggerSpec
     | CalendarIntervalTriggerSpec
+    | RRuleTriggerSpec
+    | TextTriggerSpec
     | AndTriggerSpec
     | OrTriggerSpec,
     Field(discriminator="type", description="When a schedule fires."),
@@ -257,6 +381,8 @@ SPECS: dict[str, type[Spec]] = {
     "interval": IntervalTriggerSpec,
     "cron": CronTriggerSpec,
     "calendar_interval": CalendarIntervalTriggerSpec,
+    "rrule": RRuleTriggerSpec,
+    "text": TextTriggerSpec,
     "and": AndTriggerSpec,
     "or": OrTriggerSpec,
 }

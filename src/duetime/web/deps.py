@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from apscheduler import AsyncScheduler
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
 from ..errors import NotStarted
+from ..scheduler import DuetimeScheduler
 from ..service import Service
 from .runtime import Runtime
 
@@ -35,14 +35,14 @@ def find_runtime(connection: HTTPConnection) -> Runtime:
 
 
 # `async def`, because FastAPI sends plain functions through a thread, which costs more than the look-up.
-async def get_scheduler(connection: HTTPConnection) -> AsyncScheduler:
+async def get_scheduler(connection: HTTPConnection) -> DuetimeScheduler:
     """Return the running scheduler; the dependency behind :data:`SchedulerDep`.
 
     Replace it in tests with ``app.dependency_overrides[get_scheduler] = …``.
 
     :raises NotStarted: outside of the lifespan
     """
-    return find_runtime(connection).scheduler
+    return cast("DuetimeScheduler", find_runtime(connection).scheduler)
 
 
 async def get_service(connection: HTTPConnection) -> Service:
@@ -53,7 +53,7 @@ async def get_service(connection: HTTPConnection) -> Service:
     return find_runtime(connection).service
 
 
-SchedulerDep = Annotated[AsyncScheduler, Depends(get_scheduler)]
+SchedulerDep = Annotated[DuetimeScheduler, Depends(get_scheduler)]
 """A parameter of this type gets the running ``apscheduler.AsyncScheduler``, in handlers and websockets."""
 
 ServiceDep = Annotated[Service, Depends(get_service)]

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import DuetimeError
 from .auth import admit
-from .bodies import BoundedRequest
+from .bodies import MAX_FIELDS, MAX_FIELDS_OF_MANY, BoundedRequest
 from .problems import http_problem, internal_error, method_not_allowed, problem_response, status_of
 from .runtime import Runtime
 from .validation import explain
@@ -75,7 +75,8 @@ class DoorRoute(APIRoute):
             try:
                 admit(request, self.runtime)
                 limit = max(MIN_BODY_LIMIT, 2 * self.runtime.settings.max_arguments_bytes)
-                bounded = BoundedRequest(request.scope, request.receive, limit=limit)
+                most = MAX_FIELDS_OF_MANY if self.path.endswith("/bulk") else MAX_FIELDS
+                bounded = BoundedRequest(request.scope, request.receive, limit=limit, max_fields=most)
                 if self.body_field is not None and await bounded.body():
                     await bounded.json()
                 return await handle(bounded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -64,6 +65,10 @@ def _problem(error: Mapping[str, Any], models: Sequence[type[BaseModel]]) -> str
         return f"expected `type` to be one of {', '.join(tags)}, got {hint}"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
+    if kind in ("enum", "literal_error"):
+        known = re.findall(r"'([^']*)'", str((error.get("ctx") or {}).get("expected")))
+        hint = did_you_mean(str(error.get("input")), known)
+        return f"expected {', '.join(known)}, got {_shown(error.get('input'))}{hint}"
     expected = f"expected {_WORDS[kind]}" if kind in _WORDS else message.replace("Input should be", "expected", 1)
     return f"{expected}, got {_shown(error.get('input'))}"
 
