@@ -8,11 +8,12 @@ import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from duetime.database_url import DatabaseUrl
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+from ..accepting import Acceptor
 
 
 class Gate:
@@ -24,8 +25,7 @@ class Gate:
         # Bound and not listening: nobody else gets the port, and connecting to it is refused.
         self._reserved: socket.socket | None = _bound(0)
         self._port: int = self._reserved.getsockname()[1]
-        self._listener: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._acceptor: Acceptor | None = None
 
     @property
     def url(self) -> DatabaseUrl:
@@ -52,22 +52,13 @@ class Gate:
         reserved, self._reserved = self._reserved, None
         assert reserved is not None
 
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connection = asyncio.ensure_future(self._pass_on((reader, writer), silent=silent))
-            self._connections.add(connection)
-            connection.add_done_callback(self._connections.discard)
-
-        self._listener = await asyncio.start_server(accept, sock=reserved)
+        self._acceptor = Acceptor(reserved, partial(self._pass_on, silent=silent))
 
     async def _shut(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._acceptor is not None:
+            await self._acceptor.close()
+            self._acceptor = None
             self._reserved = _bound(self._port)
-        for connection in list(self._connections):
-            connection.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
 
     async def release(self) -> None:
         """End for good."""
@@ -75,23 +66,18 @@ class Gate:
         if self._reserved is not None:
             self._reserved.close()
 
-    async def _pass_on(self, client: Streams, *, silent: bool) -> None:
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, silent: bool) -> None:
+        if silent:
+            await asyncio.Event().wait()
+        host, port = self._database.host or "", self._database.port
+        if host.startswith("/"):
+            server = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            server = await asyncio.open_connection(host, port)
         try:
-            if silent:
-                await asyncio.Event().wait()
-            host, port = self._database.host or "", self._database.port
-            if host.startswith("/"):
-                server = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-            else:
-                server = await asyncio.open_connection(host, port)
-            try:
-                await asyncio.gather(_pump(client[0], server[1]), _pump(server[0], client[1]))
-            finally:
-                server[1].transport.abort()
-        except (OSError, asyncio.CancelledError):
-            pass  # one of the two hung up, or the gate was shut
+            await asyncio.gather(_pump(reader, server[1]), _pump(server[0], writer))
         finally:
-            client[1].transport.abort()
+            server[1].transport.abort()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
 from duetime.settings import DatabaseUrl
+
+from ..accepting import Acceptor
 
 
 @dataclass(eq=False)
@@ -32,9 +35,8 @@ class Network:
     def __init__(self, database: DatabaseUrl, *, delay: float = 0) -> None:
         self._database = database
         self._delay = delay
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
         self._ways: set[_Way] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self.port = 0
@@ -49,9 +51,10 @@ class Network:
     async def mend(self) -> None:
         """Let everything through, on the same port as before."""
         self._flows.set()
-        if self._server is None:
-            self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+        if self._acceptor is None:
+            listener = socket.create_server(("127.0.0.1", self.port))
+            self.port = listener.getsockname()[1]
+            self._acceptor = Acceptor(listener, self._carry)
 
     async def lead_to(self, database: DatabaseUrl) -> None:
         """Break all connections, and lead new ones to another server."""
@@ -78,38 +81,21 @@ class Network:
 
     async def cut(self) -> None:
         """Break all connections, and refuse new ones."""
-        if self._server is not None:
-            self._server.close()
-        for way in self._ways:
-            for end in (way.near, way.far):
-                if end is not None:
-                    end.transport.abort()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._server is not None:
-            await self._server.wait_closed()
-            self._server = None
+        if self._acceptor is not None:
+            await self._acceptor.close()
+            self._acceptor = None
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
         way = _Way(writer)
-        self._tasks.add(task)
         self._ways.add(way)
         self.connections += 1
         try:
             far_reader, way.far = await self._far_end()
             await asyncio.gather(self._pump(way, reader, way.far), self._pump(way, far_reader, writer))
-        except (asyncio.CancelledError, OSError):
-            pass  # cut, or no server at the far end; a server's tasks have nobody to tell
         finally:
-            self._tasks.discard(task)
             self._ways.discard(way)
-            for end in (way.near, way.far):
-                if end is not None:
-                    end.transport.abort()
+            if way.far is not None:
+                way.far.transport.abort()
 
     async def _far_end(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self._database.host or "127.0.0.1", self._database.port
