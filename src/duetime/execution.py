@@ -172,24 +172,19 @@ class TaskExecutor(JobExecutor):
         :raises InvalidArguments: if the stored arguments no longer fit the function
         """
         timeout = TaskOptions.from_metadata(job.metadata).timeout
-        seconds = None if timeout is None else timeout.total_seconds()
-        running = asyncio.current_task()
-        scope = asyncio.timeout(seconds)
         try:
-            async with scope:
-                if isinstance(func, Unresolved):
-                    func = await func.resolve()
-                if isinstance(func, Unavailable):
-                    raise func.error
-                args, kwargs = job.args, job.kwargs
-                if registered := self._registry.get(job.task_id):
-                    args, kwargs = registered.bind(args, kwargs)
-                return await self.call(partial(func, *args, **kwargs))
+            if timeout is None:
+                return await self._run(func, job)
+            async with asyncio.timeout(timeout.total_seconds()) as scope:
+                return await self._run(func, job)
         except TimeoutError:
-            if scope.expired():
-                raise TaskTimeout(f"expected {job.task_id} to end within {seconds:g} s, and it did not.") from None
+            if timeout is not None and scope.expired():
+                raise TaskTimeout(
+                    f"expected {job.task_id} to end within {timeout.total_seconds():g} s, and it did not."
+                ) from None
             raise
         except asyncio.CancelledError:
+            running = asyncio.current_task()
             if running is not None and running.cancelling():
                 raise
             raise TaskAborted(f"expected {job.task_id} to return or raise an error, and it cancelled itself.") from None
@@ -199,6 +194,16 @@ class TaskExecutor(JobExecutor):
             raise
         except BaseException as exc:
             raise self._aborted(job, exc) from exc
+
+    async def _run(self, func: Callable[..., Any], job: Job) -> Any:
+        if isinstance(func, Unresolved):
+            func = await func.resolve()
+        if isinstance(func, Unavailable):
+            raise func.error
+        args, kwargs = job.args, job.kwargs
+        if registered := self._registry.get(job.task_id):
+            args, kwargs = registered.bind(args, kwargs)
+        return await self.call(partial(func, *args, **kwargs))
 
     def _aborted(self, job: Job, exception: BaseException) -> TaskAborted:
         return TaskAborted(f"expected {job.task_id} to return or raise an error, got {_said(exception)}.")

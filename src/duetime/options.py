@@ -195,9 +195,20 @@ class TaskOptions:
         :raises ValueError: if an option has no meaning
         """
         try:
-            return cls._read(metadata)
+            key = _key(metadata)
+            if (known := _read_before.get(key)) is not None:
+                return known
+        except TypeError:  # a value that is no text and no number
+            key = None
+        try:
+            options = cls._read(metadata)
         except (TypeError, OverflowError) as exc:
             raise ValueError(f"expected options as @task writes them, got: {exc}") from exc
+        if key is not None:
+            if len(_read_before) >= _MOST_REMEMBERED:
+                _read_before.clear()
+            _read_before[key] = options
+        return options
 
     @classmethod
     def _read(cls, metadata: Mapping[str, Any]) -> TaskOptions:
@@ -227,6 +238,21 @@ class TaskOptions:
         )
 
 
+_MOST_REMEMBERED = 1000
+
+_read_before: dict[tuple[Any, ...], TaskOptions] = {}
+"""Options by what they were read from: a few tasks have the options of all jobs, of which each is read several times."""
+
+
+def _key(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what the options in metadata depend on. With the values' types, because ``True == 1``."""
+    key: list[Any] = []
+    for name, value in metadata.items():
+        if name in _KEYS:
+            key += (name, repr(value) if isinstance(value, dict) else value, value.__class__)
+    return tuple(key)
+
+
 _POLICIES: dict[str, type[StrEnum]] = {
     "overlap": Overlap,
     "on_crash": OnCrash,
@@ -234,6 +260,7 @@ _POLICIES: dict[str, type[StrEnum]] = {
     "catch_up_overlap": Overlap,
 }
 _OPTIONS = tuple(each.name for each in fields(TaskOptions))
+_KEYS = frozenset(f"{METADATA_PREFIX}{each}" for each in _OPTIONS)
 
 
 def option_problems(metadata: Mapping[str, Any]) -> list[str]:

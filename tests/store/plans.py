@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -107,7 +108,20 @@ class Plan:
         return cls(list(Node(json.loads(explained)[0]["Plan"])))
 
     def __str__(self) -> str:
-        shown = ("Node Type", "Operation", "Relation Name", "Index Name", "Plan Rows", "Actual Rows", "Filter")
+        shown = (
+            "Node Type",
+            "Operation",
+            "CTE Name",
+            "Relation Name",
+            "Index Name",
+            "Plan Rows",
+            "Actual Rows",
+            "Actual Loops",
+            "Filter",
+            "Rows Removed by Filter",
+            "Join Filter",
+            "Rows Removed by Join Filter",
+        )
         return "\n".join(", ".join(str(node[name]) for name in shown if name in node) for node in self.nodes)
 
     @property
@@ -119,6 +133,12 @@ class Plan:
     def indexes(self) -> set[str]:
         """Indexes that are used."""
         return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+    @property
+    def touched(self) -> int:
+        """Rows that its nodes have looked at, those that they have passed over included."""
+        given = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter")
+        return round(sum(sum(node.get(each, 0) for each in given) * node["Actual Loops"] for node in self.nodes))
 
     @property
     def spilled(self) -> bool:
@@ -137,12 +157,15 @@ class ExplainedConnections:
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
+        self._probes: dict[str, str] = {}
+        self._lent = asyncio.Lock()
         self.plans: dict[str, list[Plan]] = {}
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
-        """Lend the connection, as something that explains."""
-        yield self
+        """Lend the connection, as something that explains, to one after the other."""
+        async with self._lent:
+            yield self
 
     def probe(self) -> Any:
         """Lend the connection."""
@@ -215,20 +238,51 @@ class ExplainedConnections:
         return int(self._connection.get_server_pid())
 
     async def _explain(self, statement: str, arguments: tuple[Any, ...]) -> list[Plan]:
+        """Return what a statement did by the plan for its values, and by that for any values, which a connection goes
+        over to after five times."""
+        async with self._undone():
+            for_values = await self._connection.fetchval(f"explain (analyze, format json) {statement}", *arguments)
+        async with self._undone():
+            probe = await self._probe(statement)
+            values = ", ".join([await self._literal(probe, place, each) for place, each in enumerate(arguments)])
+            execute = f"execute {probe}({values})" if values else f"execute {probe}"
+            for_any = await self._connection.fetchval(f"explain (analyze, format json) {execute}")
+        return [Plan.read(for_values), Plan.read(for_any)]
+
+    async def _probe(self, statement: str) -> str:
+        """Return the name under which a statement was prepared when it was first seen, with its plan for any values."""
+        await self._connection.execute("set local plan_cache_mode = force_generic_plan")
+        if (known := self._probes.get(statement)) is not None:
+            return known
+        probe = self._probes[statement] = f"probe_{len(self._probes)}"
+        await self._connection.execute(f"prepare {probe} as {statement}")
+        places = "select cardinality(parameter_types) from pg_prepared_statements where name = $1"
+        nothing = ", ".join(["null"] * await self._connection.fetchval(places, probe))
+        await self._connection.execute(f"explain execute {probe}({nothing})" if nothing else f"explain execute {probe}")
+        return probe
+
+    async def prepare(self, statements: Iterable[str]) -> None:
+        """Prepare statements now, as those that a new connection makes ready for work."""
+        async with self._undone():
+            for each in statements:
+                await self._probe(each)
+
+    @asynccontextmanager
+    async def _undone(self) -> AsyncIterator[None]:
         trial = self._connection.transaction()
         await trial.start()
         try:
-            # What it really did: whether a sort went to disk is only known afterwards.
-            for_values = await self._connection.fetchval(f"explain (analyze, format json) {statement}", *arguments)
-            await self._connection.execute("set local plan_cache_mode = force_generic_plan")
-            await self._connection.execute(f"prepare probe as {statement}")
-            nothing = ", ".join(["null"] * len(arguments))
-            probe = f"execute probe({nothing})" if arguments else "execute probe"
-            for_any = await self._connection.fetchval(f"explain (format json) {probe}")
-            await self._connection.execute("deallocate probe")
+            yield
         finally:
             await trial.rollback()
-        return [Plan.read(for_values), Plan.read(for_any)]
+
+    async def _literal(self, probe: str, place: int, value: Any) -> str:
+        """Return what stands for an argument in EXECUTE, which takes no parameters of its own."""
+        types = "select parameter_types[$2::int] from pg_prepared_statements where name = $1"
+        kind = await self._connection.fetchval(types, probe, place + 1)
+        name = f"probe.value_{place}"
+        text = await self._connection.fetchval(f"select set_config('{name}', $1::{kind}::text, true)", value)
+        return "null" if text is None or value is None else f"current_setting('{name}')::{kind}"
 
     async def _parts_of_the_claim(self) -> list[str]:
         source = await self._connection.fetchval("select prosrc from pg_proc where proname = 'claim_jobs_v3'")

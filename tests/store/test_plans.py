@@ -231,7 +231,7 @@ STEPS: dict[str, tuple[Step, dict[str, set[str]]]] = {
         {
             "acquire_schedules": {"schedules_due", "schedules_pkey"},
             "extend_schedules": {"schedules_pkey"},
-            "release_schedules": {"schedules_pkey", "schedules_due", "schedules_held", "jobs_by_schedule"},
+            "release_schedules_many": {"schedules_pkey", "schedules_due", "schedules_held", "jobs_by_schedule"},
         },
     ),
     "looking when work is due": (

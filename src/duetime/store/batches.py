@@ -50,6 +50,8 @@ class GroupCommit(Generic[T, R]):
                 self._run(), name="duetime group commit", context=contextvars.Context()
             )
         try:
+            if deadline is None:  # as for each job that ends
+                return await entry.outcome
             async with asyncio.timeout_at(deadline):
                 return await entry.outcome
         finally:

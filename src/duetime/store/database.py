@@ -257,6 +257,10 @@ class Database:
         """Run a named statement and return its rows; see :meth:`query`."""
         return await self.query(self.statements[name], *arguments, deadline=deadline)
 
+    async def fetch_many(self, name: str, size: int, *arguments: Any, deadline: float | None) -> list[Row]:
+        """Run a named statement for so many items and return its rows; see :meth:`query`."""
+        return await self.query(self.statements.for_batch(name, size), *arguments, deadline=deadline)
+
     async def ask(self, name: str, values: Mapping[str, Any], *, deadline: float | None) -> Any:
         """Run a named statement of those that are not prepared, and return its JSON; see :func:`.unprepared.ask`.
 

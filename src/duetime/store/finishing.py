@@ -95,12 +95,12 @@ class Finish:
     @property
     def pauses(self) -> bool:
         """Whether the schedule may have to be paused, because the job has failed for good."""
-        return self._has_failed and self.options.pause_on_failure is not None and self.job.schedule_id is not None
+        return self.options.pause_on_failure is not None and self.job.schedule_id is not None and self._has_failed
 
     @property
     def calls_hook(self) -> bool:
         """Whether somebody wants to be told, by a job, that this one has failed for good."""
-        return self._has_failed and self.options.on_failure is not None
+        return self.options.on_failure is not None and self._has_failed
 
     @property
     def _has_failed(self) -> bool:
@@ -186,7 +186,9 @@ class FinishWriter:
             arrays = rows.columns([self._values(finish, host_offset) for finish in finishes], _COLUMNS)
             follows = any(finish.pauses or finish.calls_hook or finish.is_unread for finish in finishes)
             name = "finish_failed_jobs" if follows else "finish_jobs"
-            found = await self._database.fetch(name, scheduler_id, *arrays, *self._messages(told), deadline=deadline)
+            found = await self._database.fetch_many(
+                name, len(finishes), scheduler_id, *arrays, *self._messages(told), deadline=deadline
+            )
             written.update((scheduler_id, row["id"]) for row in found)
             paused = {row["id"] for row in found if row["is_paused"]}
             for finish in finishes:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from uuid import UUID
 
 from apscheduler import Job
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Card:
     """A claimed job.
 
     :ivar due: database time from which it may start, or is to be confirmed, in seconds since 1970
+    :ivar order: which of two of the same time starts first
     :ivar leased_until: database time at which the node's claim ends, if it is not renewed
     :ivar contested: whether another node may have unfinished work of the same schedule
     :ivar is_held: whether the database has it as only held, so that it has to be confirmed before it begins
@@ -26,12 +27,12 @@ class Card:
 
     due: float
     order: int
-    job: Job = field(compare=False)
-    leased_until: float = field(compare=False)
-    decides_overlap: bool = field(compare=False, default=False)
-    contested: bool = field(compare=False, default=False)
-    is_held: bool = field(compare=False, default=False)
-    lead: float = field(compare=False, default=0)
+    job: Job
+    leased_until: float
+    decides_overlap: bool = False
+    contested: bool = False
+    is_held: bool = False
+    lead: float = 0
 
     def confirm(self) -> None:
         """Take note that the job is no longer only held: it begins at its time. The card must not be in a hand."""
@@ -40,23 +41,40 @@ class Card:
         self.lead = 0
 
 
+_Entry = tuple[float, int, Card]
+
+
 class Hand:
-    """Claimed jobs by the time they may start, earliest first; of the same time in the order they came."""
+    """Claimed jobs by the time they may start, earliest first; of the same time in the order they came.
+
+    Thousands may be held, and each change of a schedule asks for the jobs of that one: they are found without a look
+    at the others.
+    """
 
     def __init__(self) -> None:
-        self._cards: list[Card] = []
+        # A heap, in which entries of cards stay that have been set aside: those that `_is_current` does not know.
+        self._entries: list[_Entry] = []
+        self._by_job: dict[UUID, Card] = {}
+        self._by_schedule: defaultdict[str, set[UUID]] = defaultdict(set)
         self._order = count()
 
     def __len__(self) -> int:
-        return len(self._cards)
+        return len(self._by_job)
 
     def __iter__(self) -> Iterator[Card]:
-        return iter(self._cards)
+        return iter(self._by_job.values())
 
     @property
     def next_due(self) -> float | None:
         """When the next job may start; None when there is none."""
-        return self._cards[0].due if self._cards else None
+        entries = self._entries
+        while entries and not self._is_current(entries[0]):
+            heapq.heappop(entries)
+        return entries[0][0] if entries else None
+
+    def _is_current(self, entry: _Entry) -> bool:
+        due, _, card = entry
+        return self._by_job.get(card.job.id) is card and card.due == due
 
     def take(
         self,
@@ -74,33 +92,56 @@ class Hand:
         """
         lead = held_for or 0
         number = next(self._order)
-        card = Card(due - lead, number, job, leased_until, decides_overlap, contested, held_for is not None, lead)
-        heapq.heappush(self._cards, card)
+        self._hold(Card(due - lead, number, job, leased_until, decides_overlap, contested, held_for is not None, lead))
 
-    def put_back(self, cards: Collection[Card]) -> None:
+    def put_back(self, cards: Iterable[Card]) -> None:
         """Hold cards again that were drawn or set aside."""
         for card in cards:
-            heapq.heappush(self._cards, card)
+            self._hold(card)
+        if len(self._entries) > 2 * len(self._by_job) + 100:
+            self._entries = [(card.due, card.order, card) for card in self]
+            heapq.heapify(self._entries)
+
+    def _hold(self, card: Card) -> None:
+        job = card.job
+        self._by_job[job.id] = card
+        if job.schedule_id is not None:
+            self._by_schedule[job.schedule_id].add(job.id)
+        heapq.heappush(self._entries, (card.due, card.order, card))
+
+    def _give_away(self, card: Card) -> Card:
+        job = card.job
+        del self._by_job[job.id]
+        if job.schedule_id is not None:
+            jobs = self._by_schedule[job.schedule_id]
+            jobs.discard(job.id)
+            if not jobs:
+                del self._by_schedule[job.schedule_id]
+        return card
 
     def draw(self, now: float, most: int) -> list[Card]:
         """Give away up to ``most`` jobs whose time has come."""
         drawn: list[Card] = []
-        while self._cards and len(drawn) < most and self._cards[0].due <= now:
-            drawn.append(heapq.heappop(self._cards))
+        while len(drawn) < most and (due := self.next_due) is not None and due <= now:
+            drawn.append(self._give_away(heapq.heappop(self._entries)[2]))
         return drawn
 
-    def set_aside(self, *, schedules: Collection[str] = (), jobs: Collection[UUID] = ()) -> list[Card]:
+    def has_jobs_of(self, schedule_id: str) -> bool:
+        """Return whether jobs of the schedule are held."""
+        return schedule_id in self._by_schedule
+
+    def set_aside(self, *, schedules: Iterable[str] = (), jobs: Iterable[UUID] = ()) -> list[Card]:
         """Give away the jobs of these schedules, and these jobs, whether or not their time has come."""
-        chosen = [card for card in self._cards if card.job.schedule_id in schedules or card.job.id in jobs]
-        if chosen:
-            gone = {card.order for card in chosen}
-            self._cards = [card for card in self._cards if card.order not in gone]
-            heapq.heapify(self._cards)
-        return chosen
+        chosen = {each: None for each in jobs if each in self._by_job}
+        for schedule_id in schedules:
+            chosen.update(dict.fromkeys(self._by_schedule.get(schedule_id, ())))
+        return [self._give_away(self._by_job[each]) for each in chosen]
 
     def clear(self) -> None:
         """Forget all."""
-        self._cards.clear()
+        self._entries.clear()
+        self._by_job.clear()
+        self._by_schedule.clear()
 
 
 class Turns:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -68,6 +69,21 @@ _WARM_AHEAD = 10.0
 
 _WARM_CONNECTIONS = 3
 """Connections that are made ready: one to claim, one to release and one to record ends at the same time."""
+
+_HELD_PER_PLACE = 10
+"""Jobs that a node holds or runs for each one that it may run at once; what is due beyond that waits in the queue."""
+
+_RELIEF = 0.5
+"""Seconds after which a node that is behind looks whether it should give back what it will not get to soon."""
+
+_SOON = 2.0
+"""Seconds within which a node that is behind may still get to what it holds."""
+
+_MOST_STARTS = 100
+"""Jobs that are started at once: what else there is to do on the event loop comes in between (promise 7)."""
+
+_CLAIM_COST = 0.0002
+"""Seconds that claiming one of many schedules takes, until that was measured."""
 
 _CONFIRM_AHEAD = 0.1
 """Seconds, and a round trip, before its time a job that may run at most once is confirmed: it starts at its time."""
@@ -146,6 +162,14 @@ class NodeDataStore(PostgresDataStore):
     _next_due_known: bool = attrs.field(init=False, default=False)
     # The earliest time that somebody has told of since the last claim began: the claim may have missed it.
     _hinted_due: float | None = attrs.field(init=False, default=None)
+    # How many schedules are due together with that one, when the claim that is under way has begun, and what claiming
+    # one of many takes (seconds).
+    _crowd: int = attrs.field(init=False, default=0)
+    _claim_began: float = attrs.field(init=False, default=0.0)
+    _claim_cost: float = attrs.field(init=False, default=_CLAIM_COST)
+    # Whether somebody looks soon at what is overdue here, and how many jobs have ended.
+    _relief: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _ends: int = attrs.field(init=False, default=0)
     # Until when the schedule loop waits; None while it is at work.
     _wakes_at: float | None = attrs.field(init=False, default=None)
     _queue_is_due: bool = attrs.field(init=False, default=False)
@@ -176,7 +200,7 @@ class NodeDataStore(PostgresDataStore):
     def _opened(self, opening: Opening | None) -> None:
         super()._opened(opening)
         if opening is not None and self._is_told():
-            self._learn_due(opening.schedule_due)
+            self._learn_due(opening.schedule_due, crowd=opening.crowd)
             self._plan_queue(opening.next_job_due, opening.job_expiry)
             near = [due - self.look_ahead for due in (opening.job_due, opening.next_job_due) if due is not None]
             self._queue_is_due = self._queue_is_due or any(map(self._is_past, near))
@@ -188,6 +212,9 @@ class NodeDataStore(PostgresDataStore):
 
     async def _stop(self, heartbeat: asyncio.Task[None]) -> None:
         self.stopping = True
+        if self._relief is not None:
+            self._relief.cancel()
+            self._relief = None
         for task in (heartbeat, *self._background):
             task.cancel()
         await asyncio.wait([heartbeat, *self._background])
@@ -262,6 +289,7 @@ class NodeDataStore(PostgresDataStore):
         super()._let_go(job_id)
         self._turns.let_go(job_id)
         self._cancellations.forget(job_id)
+        self._ends += 1
         self._ended.set()
 
     async def give_back(self, jobs: Collection[UUID]) -> None:
@@ -281,6 +309,8 @@ class NodeDataStore(PostgresDataStore):
         finally:
             for each in ids:
                 self._let_go(each)
+            self._queue_is_due = True
+            self._jobs_wake.set()
 
     async def _keep_leases(self) -> None:
         """Renew the leases of all claimed jobs, started or not; says nothing to the database while there are none."""
@@ -322,7 +352,7 @@ class NodeDataStore(PostgresDataStore):
 
     def _hold_again(self, cards: Iterable[Card]) -> None:
         """Hold jobs again that were set aside, but for those that this node has let go meanwhile."""
-        self._hand.put_back([card for card in cards if card.job.id in self._attempts])
+        self._hand.put_back(card for card in cards if card.job.id in self._attempts)
         self._jobs_wake.set()
 
     def _forget(self, lost: set[UUID]) -> None:
@@ -376,7 +406,7 @@ class NodeDataStore(PostgresDataStore):
             self._doubt(event.schedule_id)
         elif isinstance(event, JobAdded):
             # A run by request, or another attempt, which whoever is held of the same schedule has to ask for.
-            if event.schedule_id and any(card.job.schedule_id == event.schedule_id for card in self._hand):
+            if event.schedule_id and self._hand.has_jobs_of(event.schedule_id):
                 self._elsewhere.add(event.schedule_id)
             self._queue_is_due = True
             self._jobs_wake.set()
@@ -388,8 +418,11 @@ class NodeDataStore(PostgresDataStore):
         self._look_up(schedule_id)
 
     def _look_up(self, schedule_id: str | None) -> None:
-        jobs = {card.job.id for card in self._hand if schedule_id in (None, card.job.schedule_id)}
-        if cards := self._hand.set_aside(jobs=jobs):
+        if schedule_id is None:
+            cards = self._hand.set_aside(jobs=[card.job.id for card in self._hand])
+        else:
+            cards = self._hand.set_aside(schedules=(schedule_id,))
+        if cards:
             self._in_background(self._check_held(cards))
 
     async def _check_held(self, cards: list[Card]) -> None:
@@ -446,7 +479,7 @@ class NodeDataStore(PostgresDataStore):
         return self.look_ahead.total_seconds() / 2
 
     def _look_ahead(self) -> timedelta:
-        return self.look_ahead
+        return self.look_ahead + timedelta(seconds=self._head_start)
 
     async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
         """Claim schedules that are due or soon will be, more at once than the loop asks for."""
@@ -456,10 +489,11 @@ class NodeDataStore(PostgresDataStore):
             return []  # the first look after a start, which has just told that nothing is due
         self._next_due_known = False
         self._hinted_due = None  # whatever is told from now on may be missed by this claim
+        self._claim_began = time.monotonic()
         return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, LARGEST_CLAIM))
 
     def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
-        if not self.works or self.stopping or len(self._attempts) >= 2 * self.capacity:
+        if not self.works or self.stopping or len(self._attempts) >= _HELD_PER_PLACE * self.capacity:
             return False
         # What its jitter puts off for long would take a place here, and might see this node die; it waits in the queue.
         if self.database.clock.wait_for(fire.run_time) > self.lease_duration.total_seconds():
@@ -475,10 +509,17 @@ class NodeDataStore(PostgresDataStore):
         """Write jobs, ledger rows and next fire times, and hold the jobs that were claimed as they were made."""
         with self._meanwhile() as self._releasing:
             await super().release_schedules(scheduler_id, results)
+        if len(results) >= LARGEST_CLAIM / 10:
+            took = (time.monotonic() - self._claim_began) / len(results)
+            # Not by one that a busy machine, or a database that was away, has held up.
+            self._claim_cost += 0.3 * (min(max(took, _CLAIM_COST / 4), _CLAIM_COST * 4) - self._claim_cost)
 
     async def _released(self, scheduler_id: str, plans: Sequence[Plan], row: Row) -> None:
         self._learn_due(
-            row["next_due"], row["next_expiry"], *(made.next_fire_time for made in plans if made.broken_reason is None)
+            row["next_due"],
+            row["next_expiry"],
+            *(made.next_fire_time for made in plans if made.broken_reason is None),
+            crowd=row["crowd"],
         )
         claimed, contested, is_held = set(row["claimed"]), set(row["contested"]), set(row["held"])
         host_offset = self.database.clock.host_offset
@@ -503,7 +544,11 @@ class NodeDataStore(PostgresDataStore):
         if row["queued"]:
             self._queue_is_due = True
         self._jobs_wake.set()
-        await super()._released(scheduler_id, plans, row)
+        broker = self._event_broker
+        if not isinstance(broker, PostgresEventBroker) or any(map(broker.has_subscribers, (JobAdded, ScheduleUpdated))):
+            await super()._released(scheduler_id, plans, row)
+        elif not self._is_asked:
+            self._nudge()
 
     def _born(self, schedule: Schedule, fire: PlannedFire, leased_until: datetime, host_offset: timedelta) -> Job:
         """Return the job of a fire as the release has written it, claimed by this node."""
@@ -532,14 +577,24 @@ class NodeDataStore(PostgresDataStore):
             acquired_until=leased_until,
         )
 
-    def _learn_due(self, *times: datetime | None) -> None:
-        """Take note of when a schedule is due next that nobody holds: at the earliest of these."""
+    def _learn_due(self, *times: datetime | None, crowd: int) -> None:
+        """Take note of when a schedule is due next that nobody holds: at the earliest of these.
+
+        :param crowd: how many are due together with it
+        """
         self._next_due = min((time.timestamp() for time in times if time is not None), default=None)
+        self._crowd = crowd
         self._next_due_known = True
+
+    @property
+    def _head_start(self) -> float:
+        """Seconds that claiming all that is due together takes: so much earlier the loop begins with it."""
+        return self._crowd * self._claim_cost
 
     def _claims_at(self) -> float:
         """Return when to claim schedules next, as far as that is known."""
-        due = _earlier(self._next_due, self._hinted_due)
+        known = None if self._next_due is None else self._next_due - self._head_start
+        due = _earlier(known, self._hinted_due)
         return math.inf if due is None else due - self._margin
 
     async def get_next_schedule_run_time(self) -> datetime | None:
@@ -582,11 +637,13 @@ class NodeDataStore(PostgresDataStore):
     def _first_steps(self) -> list[Step]:
         """Return the statements that a fire needs, with nothing to do."""
         no_time = timedelta(0)
+        release = (self.identity, *rows.columns([], 6), *rows.columns([], 9), no_time, "", "", [])
+        finish = (self.identity, *rows.columns([], 12), "", [])
         steps: list[tuple[str, tuple[Any, ...]]] = [
             ("acquire_schedules", (self.identity, no_time, 0, no_time)),
-            ("release_schedules", (self.identity, *rows.columns([], 6), *rows.columns([], 9), no_time, "", "", [])),
+            *((name, release) for name in ("release_schedules", "release_schedules_many")),
             ("acquire_jobs", (self.identity, no_time, no_time, 0)),
-            ("finish_jobs", (self.identity, *rows.columns([], 12), "", [])),
+            *((name, finish) for name in ("finish_jobs", "finish_jobs_many")),
             ("next_work", ()),
             ("extend_jobs", (self.identity, [], no_time)),
         ]
@@ -596,7 +653,7 @@ class NodeDataStore(PostgresDataStore):
         """Ask when schedules and queued jobs are due next."""
         self._hinted_due = None
         [row] = await self._loop_fetch("next_work")
-        self._learn_due(row["schedule_due"], row["schedule_expiry"])
+        self._learn_due(row["schedule_due"], row["schedule_expiry"], crowd=row["crowd"])
         self._plan_queue(row["next_job_due"], row["job_expiry"])
         if self._is_past(row["job_due"]):
             self._queue_is_due = True
@@ -673,6 +730,8 @@ class NodeDataStore(PostgresDataStore):
         self._is_asked = True
         try:
             jobs = await self._wait_for_jobs(min(self.capacity if limit is None else limit, LARGEST_CLAIM))
+            if self._relief is None and self._is_behind():
+                self._relieve_later()
         finally:
             self._is_asked = False
         # A task may have been removed, or all been forgotten, since its job was claimed.
@@ -682,12 +741,35 @@ class NodeDataStore(PostgresDataStore):
         self._nudge()
         return jobs
 
+    def _is_behind(self) -> bool:
+        """Return whether the node holds jobs whose time has come, and has no place for them now."""
+        due = self._hand.next_due
+        return due is not None and due <= self.database.clock.timestamp()
+
+    def _relieve_later(self) -> None:
+        self._relief = asyncio.get_running_loop().call_later(_RELIEF, self._relieve, self._ends)
+
+    def _relieve(self, ends: int) -> None:
+        """Give back what was to start by now, and will not soon, going by how many jobs have ended of late."""
+        self._relief = None
+        if self.stopping or not self._is_behind():
+            return
+        now = self.database.clock.timestamp()
+        overdue = sorted((card.due, card.order, card.job) for card in self._hand if card.due <= now)
+        soon = int((self._ends - ends) * _SOON / _RELIEF)
+        if surplus := [job for _, _, job in overdue[soon:]]:
+            # Another node may run them, while the next fires of their schedules start here.
+            self._elsewhere.update(job.schedule_id for job in surplus if job.schedule_id is not None)
+            self._in_background(self.give_back([job.id for job in surplus]))
+        if soon:
+            self._relieve_later()
+
     async def _wait_for_jobs(self, most: int) -> list[Job]:
         clock = self.database.clock
         while True:
             self._jobs_wake.clear()
             if not self.stopping:
-                if jobs := self._start_due(most):
+                if jobs := self._start_due(min(most, _MOST_STARTS)):
                     return jobs
                 if self._queue_is_due or clock.timestamp() >= self._queue_due_at:
                     await self._fill_hand(most)

@@ -36,6 +36,7 @@ class Opening:
     :ivar tasks: the definitions that can be read
     :ivar has_all_tasks: whether they are all
     :ivar schedule_due: when the first schedule is due that nobody holds, or a claim on one ends; None: never
+    :ivar crowd: how many are due together with it
     :ivar job_due: when the first queued job is due; None: none is queued
     :ivar next_job_due: when the first queued job is due that is not due yet
     :ivar job_expiry: when the first claim on a job ends
@@ -46,6 +47,7 @@ class Opening:
     tasks: tuple[Task, ...]
     has_all_tasks: bool
     schedule_due: datetime | None
+    crowd: int
     job_due: datetime | None
     next_job_due: datetime | None
     job_expiry: datetime | None
@@ -70,6 +72,7 @@ async def look(connection: asyncpg.Connection, schema: str, clock: DatabaseClock
         tasks=tasks,
         has_all_tasks=len(tasks) == len(found["tasks"]) <= MOST_TASKS_READ_AT_ONCE,
         schedule_due=_moment_or_none(min(due, default=None)),
+        crowd=found["crowd"],
         job_due=_moment_or_none(found["job_due"]),
         next_job_due=_moment_or_none(found["next_job_due"]),
         job_expiry=_moment_or_none(found["job_expiry"]),

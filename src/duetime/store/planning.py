@@ -109,7 +109,8 @@ class Plan:
     schedule: Schedule
     revision: UUID
     trigger: Trigger
-    stored_trigger: bytes = b""
+    # None: as it is stored already.
+    stored_trigger: bytes | None = b""
     fires: list[PlannedFire] = field(default_factory=list)
     last_fire_time: datetime | None = None
     next_fire_time: datetime | None = None
@@ -293,7 +294,8 @@ def plan(
                 break
             if following > now:
                 if not ahead:
-                    result.stored_trigger = freeze(trigger)
+                    # At the first step of all it stands where the stored one does.
+                    result.stored_trigger = freeze(trigger) if step else None
                 ahead.append(following)
             elif oldest is not None and following < oldest:
                 lost.append(following)

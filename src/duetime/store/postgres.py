@@ -682,7 +682,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
         :param born: the ids of its jobs, and whether they are claimed as they are made
         """
-        statement = self.database.statements["release_schedules"]
+        statement = self.database.statements.for_batch("release_schedules", max(len(arguments[1]), len(born)))
         attempts = 0
 
         async def work(connection: asyncpg.Connection) -> dict[str, Any]:

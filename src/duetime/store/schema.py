@@ -72,7 +72,14 @@ async def migrate(connection: asyncpg.Connection, schema: str, *, from_scratch: 
             claims = ", ".join(f"{name}.claim_jobs_v{version}" for version in (1, 2, 3))
             await connection.execute(f"drop function if exists {claims}")
             await connection.execute(f"drop table if exists {tables}")
-            functions = ("give_turn_on_v1", "next_in_turn_v1", "settle_jobs_v1", "take_back_v1", "rename_jobs_v1")
+            functions = (
+                "give_turn_on_v1",
+                "next_in_turn_v1",
+                "settle_jobs_v1",
+                "take_back_v1",
+                "take_back_v2",
+                "rename_jobs_v1",
+            )
             await connection.execute(f"drop function if exists {', '.join(f'{name}.{each}' for each in functions)}")
         await connection.execute(
             f"create table if not exists {name}.schema_version "

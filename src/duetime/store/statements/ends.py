@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...tasks import AUTO_EXECUTOR
-from .naming import TAKE_BACK, fires_of, named
+from .naming import TAKEN_OF, fires_of, named
 
 # What follows from a job that has failed for good, in the transaction that says so. "over" is the CTE of jobs that have
 # ended: as a hook, a job of the task that "on_failure" names, told of it, and without a hook of its own; and a pause of
@@ -26,12 +26,17 @@ _CONSEQUENCES = f"""
         returning id
     ),
     asking as (
-        select distinct on (schedule_id) schedule_id, error,
-            case when metadata ->> 'duetime.pause_on_failure' ~ '^[1-9][0-9]?[0-9]?$'
-                then (metadata ->> 'duetime.pause_on_failure')::integer end as most
-        from failed
-        where schedule_id is not null and metadata ->> 'duetime.pause_on_failure' is not null
-        order by schedule_id, fire_time desc
+        select schedule_id, array_agg(fire_time) as fire_times, array_agg(state <> 'succeeded') as are_bad,
+            (array_agg(error order by fire_time desc) filter (where asks))[1] as error,
+            (array_agg(most order by fire_time desc) filter (where asks))[1] as most
+        from (
+            select *,
+                state <> 'succeeded' and metadata ->> 'duetime.pause_on_failure' is not null as asks,
+                case when metadata ->> 'duetime.pause_on_failure' ~ '^[1-9][0-9]?[0-9]?$'
+                    then (metadata ->> 'duetime.pause_on_failure')::integer end as most
+            from over where schedule_id is not null
+        ) o
+        group by schedule_id having bool_or(asks)
     ),
     streak as (
         select a.* from asking a join {{s}}.schedules s on s.id = a.schedule_id
@@ -46,7 +51,7 @@ _CONSEQUENCES = f"""
                     ) l
                     where l.state in ('succeeded', 'failed', 'abandoned') and l.finished_at > s.updated_at
                     union all
-                    select o.fire_time, o.state <> 'succeeded' from over o where o.schedule_id = a.schedule_id
+                    select * from unnest(a.fire_times, a.are_bad)
                 ) counted
                 order by fire_time desc
                 limit a.most
@@ -54,19 +59,21 @@ _CONSEQUENCES = f"""
         )
     ),
     changed as (
-        select id from {{s}}.schedules where id = any (array(select schedule_id from streak)) order by id for update
+        select s.id, k.most, k.error from {{s}}.schedules s join streak k on k.schedule_id = s.id
+        order by s.id for update of s
     ),
-    {TAKE_BACK},
+    taken as materialized (
+        select * from {{s}}.take_back_v2(array(select id from changed), array(select id from over))
+    ),
+    {TAKEN_OF},
     paused as (
         update {{s}}.schedules s
         set paused = true, acquired_by = null, acquired_until = null, revision = gen_random_uuid(), updated_at = now(),
-            pause_reason = case when k.most = 1 then 'a fire has' else k.most || ' fires in a row have' end
+            pause_reason = case when c.most = 1 then 'a fire has' else c.most || ' fires in a row have' end
                 || ' failed (pause_on_failure), the last one with: '
-                || coalesce(left(k.error, 1000), 'no error'),
-            next_fire_time = least(
-                s.next_fire_time, (select min(t.fire_time) from taken t where t.schedule_id = s.id)
-            )
-        from streak k join changed c on c.id = k.schedule_id
+                || coalesce(left(c.error, 1000), 'no error'),
+            next_fire_time = least(s.next_fire_time, t.first_fire)
+        from changed c left join taken_of t on t.schedule_id = c.id
         where s.id = c.id and not s.paused
         returning s.id, s.pause_reason
     ),
@@ -98,7 +105,7 @@ _FINISH_JOBS = """
                 then coalesce(j.cancel_reason, 'cancelled by request') else d.error end as reason,
             d.result_outcome, d.expires_at, d.exception, d.return_value
         from {s}.jobs j join done d on d.id = j.id
-        where j.acquired_by = $1 and j.attempt = coalesce(d.attempt, j.attempt)
+        where j.acquired_by = $1 and j.attempt = coalesce(d.attempt, j.attempt) and {sized: $2::uuid[]}
         order by j.id
         for update of j
     ),

@@ -13,11 +13,13 @@ named(
     """
     -- When is the next schedule due that nobody holds, when the first queued job, and the next one that is not due yet,
     -- and when do the next claims end?
-    -- Indexes: schedules_due, schedules_held, jobs_queue, jobs_leases; each gives one row.
+    -- Indexes: schedules_due, schedules_held, jobs_queue, jobs_leases; each gives one row, but for those that are due
+    -- together.
     select
         (select {time: d.next_fire_time} from {s}.schedules d
          where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
          order by d.next_fire_time, d.id limit 1) as schedule_due,
+        {crowd} as crowd,
         (select {time: h.acquired_until} from {s}.schedules h where h.acquired_by is not null
          order by h.acquired_until limit 1) as schedule_expiry,
         (select {time: q.run_at} from {s}.jobs q
@@ -52,6 +54,7 @@ named(
             where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
             order by d.next_fire_time, d.id limit 1
         ),
+        'crowd', {{crowd}},
         'schedule_expiry', (
             select extract(epoch from min(h.acquired_until)) from {{s}}.schedules h where h.acquired_by is not null
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..readable import readable, select_list
 from ..schema import quoted
 
@@ -16,9 +18,45 @@ TIMES = "statement_timestamp() as began_at, clock_timestamp() as told_at"
 """The database's time when it began with the statement, and when it tells it."""
 
 
+# How many schedules that nobody holds are due within a second of the first one: so long before its time a node begins
+# to claim them. Index: schedules_due.
+_CROWD = """(
+    select count(*) from (
+        select from {s}.schedules c
+        where c.next_fire_time is not null and not c.paused and c.broken_reason is null and c.acquired_by is null
+          and c.next_fire_time <= (
+              select least(f.next_fire_time, '9999-12-31+00') from {s}.schedules f
+              where f.next_fire_time is not null and not f.paused and f.broken_reason is null and f.acquired_by is null
+              order by f.next_fire_time limit 1
+          ) + interval '1 second'
+        order by c.next_fire_time limit 10000
+    ) crowd
+)"""
+
+
+# A connection goes over, after five times, to a plan for any values, if that is expected to cost no more than planning
+# for these: it takes every array for ten long, compares each item with each, and is made once, maybe when the tables
+# were empty. This costs nothing (one row), and for any values it looks like a thousand million rows: so a statement
+# with it is planned each time, which for a batch is little.
+_SIZED = """(
+    select count(*) from generate_series(1, least(cardinality({array}), 1)) a,
+        generate_series(1, least(cardinality({array}), 1)) b, generate_series(1, least(cardinality({array}), 1)) c
+) >= 0"""
+
+_FEW = 16
+"""Items up to which a plan for any values does."""
+
+
 def named(name: str, text: str) -> None:
-    """Give a statement its name, which ``pg_stat_statements`` shows too."""
-    texts[name] = f"/* duetime: {name} */ {readable(text.replace('{heard}', _HEARD).replace('{times}', TIMES))}"
+    """Give a statement its name, which ``pg_stat_statements`` shows too.
+
+    With a condition ``{sized: array}`` there are two, of which one is planned anew for each batch.
+    """
+    text = text.replace("{heard}", _HEARD).replace("{times}", TIMES).replace("{crowd}", _CROWD)
+    if sized := re.search(r"\{sized: (.+?)\}", text):
+        text, many = text.replace(sized[0], "true"), text.replace(sized[0], _SIZED.replace("{array}", sized[1]))
+        texts[f"{name}_many"] = f"/* duetime: {name}_many */ {readable(many)}"
+    texts[name] = f"/* duetime: {name} */ {readable(text)}"
 
 
 class Statements:
@@ -30,6 +68,10 @@ class Statements:
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
+
+    def for_batch(self, name: str, size: int) -> str:
+        """Return a statement for so many items."""
+        return self._texts[f"{name}_many" if size > _FEW else name]
 
 
 SCHEDULE_COLUMNS = select_list(
@@ -49,6 +91,12 @@ JOB_COLUMNS = select_list(
 # Takes jobs back that were claimed ahead of their time (see the function). "changed" is the CTE of the schedules' ids,
 # all of which are locked before.
 TAKE_BACK = "taken as materialized (select * from {s}.take_back_v1(array(select id from changed)))"
+
+# Of each schedule the jobs that were taken back, to be joined: a look at all of "taken" for each schedule would compare
+# each with each.
+TAKEN_OF = """taken_of as (
+    select schedule_id, min(fire_time) as first_fire, array_agg(id) as jobs from taken group by schedule_id
+)"""
 
 
 def noted(change: str, detail: str = "'{}'::jsonb", where: str = "true") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .naming import SCHEDULE_COLUMNS, TAKE_BACK, TIMES, named, noted
+from .naming import SCHEDULE_COLUMNS, TAKE_BACK, TAKEN_OF, TIMES, named, noted
 
 _NEW_SCHEDULES = """
     with new as (
@@ -49,6 +49,7 @@ _NEW_SCHEDULES = """
     from new n
     left join put on put.id = n.id
     left join {s}.schedules o on o.id = n.id
+    {and_taken}
 """
 named(
     "add_schedule",
@@ -79,6 +80,7 @@ named(
     _NEW_SCHEDULES.replace("{conflict}", "on conflict (id) do nothing")
     .replace("{take_back}", "")
     .replace("{taken_back}", "null::uuid[]")
+    .replace("{and_taken}", "")
     .replace("{has_taken} or ", ""),
 )
 named(
@@ -97,9 +99,10 @@ named(
     "replace_schedules",
     _NEW_SCHEDULES.replace(
         "{take_back}",
-        f"changed as (select id from put where not added), {TAKE_BACK}, {noted('replaced')},",
+        f"changed as (select id from put where not added), {TAKE_BACK}, {TAKEN_OF}, {noted('replaced')},",
     )
-    .replace("{taken_back}", "array(select t.id from taken t where t.schedule_id = n.id)")
+    .replace("{taken_back}", "coalesce(t.jobs, '{}')")
+    .replace("{and_taken}", "left join taken_of t on t.schedule_id = n.id")
     .replace("{has_taken}", "exists (select from taken)")
     .replace(
         "{conflict}",
@@ -125,11 +128,11 @@ named(
         where id = any($1::text[]) and ($4::uuid is null or revision = $4) order by id for update
     ),
     {TAKE_BACK},
+    {TAKEN_OF},
     {noted("removed", "jsonb_build_object('created_at', c.created_at)")},
     told as (select pg_notify($2, $3) where $3 <> '' and {{heard}})
-    delete from {{s}}.schedules s using changed c where s.id = c.id
-    returning s.id, s.task_id, (select count(*) from told) as told,
-        array(select t.id from taken t where t.schedule_id = s.id) as taken_back
+    delete from {{s}}.schedules s using changed c left join taken_of t on t.schedule_id = c.id where s.id = c.id
+    returning s.id, s.task_id, (select count(*) from told) as told, coalesce(t.jobs, '{{}}') as taken_back
     """,
 )
 named(
@@ -169,13 +172,15 @@ named(
     -- Promise 2: the next fire time, the ledger rows and the jobs of every schedule that is still ours, in one
     -- transaction. A schedule that was claimed by another node, replaced, paused or removed meanwhile is left alone,
     -- and so are its fires. Gives back what was written, and when the next schedule is due.
+    -- What was written is looked up by "in" in a list of columns, which is a hash however few rows PostgreSQL expects:
+    -- a join of those few would compare each with each.
     with result as (
         select * from unnest($2::text[], $3::uuid[], $4::bytea[], $5::timestamptz[], $6::timestamptz[], $7::text[])
             as r (id, revision, trigger, last_fire_time, next_fire_time, broken_reason)
     ),
     held as (
-        select s.id from {s}.schedules s join result r on r.id = s.id
-        where s.acquired_by = $1 and s.revision = coalesce(r.revision, s.revision)
+        select r.* from {s}.schedules s join result r on r.id = s.id
+        where s.acquired_by = $1 and s.revision = coalesce(r.revision, s.revision) and {sized: $2::text[]}
         order by s.id
         for update of s
     ),
@@ -187,8 +192,7 @@ named(
             broken_reason = coalesce(r.broken_reason, s.broken_reason),
             acquired_by = null,
             acquired_until = null
-        from result r join held h on h.id = r.id
-        where s.id = r.id
+        from held r where s.id = r.id
         returning s.*
     ),
     planned as (
@@ -198,7 +202,7 @@ named(
         ) as p (schedule_id, fire_time, run_time, state, reason, job_id, checks_overlap, start_deadline, claim, overlap)
     ),
     decided as (
-        select p.*, r.task_id,
+        select p.*, r.task_id, r.args, r.kwargs, r.job_executor, r.job_result_expiration_time, r.metadata,
             p.state = 'pending' and p.checks_overlap and coalesce(r.metadata ->> 'duetime.overlap', 'allow') = 'skip'
                 and exists (select from {s}.jobs j where j.schedule_id = p.schedule_id) as is_overlapping
         from planned p join released r on r.id = p.schedule_id
@@ -219,7 +223,10 @@ named(
         )
         order by schedule_id, fire_time
         on conflict do nothing
-        returning schedule_id, fire_time, job_id, state
+        returning job_id, state
+    ),
+    made as (
+        select d.*, d.job_id in (select f.job_id from fire f where f.state = 'pending') as is_new from decided d
     ),
     job as (
         insert into {s}.jobs as j (
@@ -228,22 +235,19 @@ named(
         )
         -- What is made up for has an overlap policy of its own.
         select
-            f.job_id, r.task_id, r.args, r.kwargs, f.schedule_id, f.fire_time, d.run_time, r.job_executor,
-            d.run_time - d.fire_time, d.start_deadline, r.job_result_expiration_time,
+            d.job_id, d.task_id, d.args, d.kwargs, d.schedule_id, d.fire_time, d.run_time, d.job_executor,
+            d.run_time - d.fire_time, d.start_deadline, d.job_result_expiration_time,
             case
-                when d.overlap is null then r.metadata
-                else r.metadata || jsonb_build_object('duetime.overlap', d.overlap)
+                when d.overlap is null then d.metadata
+                else d.metadata || jsonb_build_object('duetime.overlap', d.overlap)
             end,
             d.run_time,
             case when d.claim then 1 else 0 end,
             case when d.claim then $1 end,
             case when d.claim then now() + $17::interval end,
             case when d.claim then now() end,
-            d.claim and d.run_time > now() and coalesce(r.metadata ->> 'duetime.on_crash', '') = 'abandon'
-        from fire f
-        join decided d on d.schedule_id = f.schedule_id and d.fire_time = f.fire_time
-        join released r on r.id = f.schedule_id
-        where f.state = 'pending'
+            d.claim and d.run_time > now() and coalesce(d.metadata ->> 'duetime.on_crash', '') = 'abandon'
+        from made d where d.is_new
         returning j.id, j.schedule_id, j.task_id, j.acquired_by, j.acquired_until, j.held
     ),
     told as (
@@ -257,14 +261,14 @@ named(
         -- While another node may still be at work on an earlier fire: looked at again when they start, if they were
         -- claimed ahead, or wait for their turn.
         array(
-            select f.job_id from fire f join released r on r.id = f.schedule_id
-            where f.state = 'pending'
-              and case coalesce(r.metadata ->> 'duetime.overlap', 'allow')
+            select d.job_id from made d
+            where d.is_new
+              and case coalesce(d.metadata ->> 'duetime.overlap', 'allow')
                   when 'allow' then false
-                  when 'skip' then f.fire_time > now()
+                  when 'skip' then d.fire_time > now()
                   else true end
               and exists (
-                  select from {s}.jobs o where o.schedule_id = f.schedule_id
+                  select from {s}.jobs o where o.schedule_id = d.schedule_id
                     -- A job from before the schedule was renamed is known to its node under the old id.
                     and (o.acquired_by is distinct from $1 or o.metadata ? 'duetime.renamed')
               )
@@ -273,8 +277,9 @@ named(
         (select {time: d.next_fire_time} from {s}.schedules d
          where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
          order by d.next_fire_time limit 1) as next_due,
+        {crowd} as crowd,
         (select {time: h.acquired_until} from {s}.schedules h
-         where h.acquired_by is not null and h.id <> all($2::text[])
+         where h.acquired_by <> $1
          order by h.acquired_until limit 1) as next_expiry,
         (select count(*) from told) as told,
         {times}
@@ -313,16 +318,17 @@ named(
         where id = any($1::text[]) and ($4::uuid is null or revision = $4) order by id for update
     ),
     {TAKE_BACK},
+    {TAKEN_OF},
     {noted("paused", where="not c.paused")},
     told as (select pg_notify($2, $3) where $3 <> '' and {{heard}})
     update {{s}}.schedules s
     set paused = true, acquired_by = null, acquired_until = null, revision = gen_random_uuid(), updated_at = now(),
         pause_reason = case when s.paused then s.pause_reason end,
         -- What was taken back is due again, so that resuming in time loses nothing.
-        next_fire_time = least(s.next_fire_time, (select min(t.fire_time) from taken t where t.schedule_id = s.id))
-    from changed c where s.id = c.id
-    returning s.id, s.task_id, (select count(*) from told) as told,
-        array(select t.id from taken t where t.schedule_id = s.id) as taken_back
+        next_fire_time = least(s.next_fire_time, t.first_fire)
+    from changed c left join taken_of t on t.schedule_id = c.id
+    where s.id = c.id
+    returning s.id, s.task_id, (select count(*) from told) as told, coalesce(t.jobs, '{{}}') as taken_back
     """,
 )
 named(
