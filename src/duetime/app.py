@@ -16,6 +16,7 @@ from . import builtin
 from .broker import PostgresEventBroker
 from .defining import Rules
 from .errors import NotStarted
+from .garbage import calm_collector
 from .local import LocalDatabase
 from .observe import LoopWatchdog
 from .scheduler import DuetimeScheduler, Supervisor, build_scheduler
@@ -127,6 +128,8 @@ class Duetime:
             builtin.configure(allow_private=self.settings.http_allow_private)
             for module in self.settings.task_modules:
                 import_module(module)
+            if self.settings.tune_gc:
+                stack.enter_context(calm_collector())
             self.watchdog.start()
             stack.callback(self.watchdog.stop)
             await stack.enter_async_context(self._supervisor)

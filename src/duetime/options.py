@@ -241,7 +241,7 @@ class TaskOptions:
 _MOST_REMEMBERED = 1000
 
 _read_before: dict[tuple[Any, ...], TaskOptions] = {}
-"""Options by what they were read from: a few tasks have the options of all jobs, of which each is read several times."""
+"""Options by what they were read from: those of a few tasks are those of all jobs, and each job's are read often."""
 
 
 def _key(metadata: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -192,6 +192,15 @@ class Settings(BaseSettings):
         DurationOrZero, Field(description="Seconds the event loop may stand still before it is logged; 0: never.")
     ] = timedelta(seconds=0.1)
 
+    tune_gc: Annotated[
+        bool,
+        Field(
+            description="Keep Python's garbage collector from holding up the event loop: what is there when Duetime "
+            "starts is left out of collections, and they begin after 10,000 new objects. For the whole process, while "
+            "Duetime runs; what the application has set itself stays."
+        ),
+    ] = True
+
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         BeforeValidator(lambda value: value.strip().upper() if isinstance(value, str) else value),

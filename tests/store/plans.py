@@ -138,7 +138,8 @@ class Plan:
     def touched(self) -> int:
         """Rows that its nodes have looked at, those that they have passed over included."""
         given = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter")
-        return round(sum(sum(node.get(each, 0) for each in given) * node["Actual Loops"] for node in self.nodes))
+        looked_at = (sum(node.get(each, 0) for each in given) * node["Actual Loops"] for node in self.nodes)
+        return round(float(sum(looked_at)))
 
     @property
     def spilled(self) -> bool:

@@ -18,7 +18,6 @@ from apscheduler.triggers.date import DateTrigger
 
 from duetime.attempts import Retry
 from duetime.options import TaskOptions
-from duetime.settings import DatabaseUrl
 from duetime.store.changing import ScheduleChanges
 from duetime.store.node import NodeDataStore
 from duetime.store.reads import Reads

@@ -545,7 +545,9 @@ class NodeDataStore(PostgresDataStore):
             self._queue_is_due = True
         self._jobs_wake.set()
         broker = self._event_broker
-        if not isinstance(broker, PostgresEventBroker) or any(map(broker.has_subscribers, (JobAdded, ScheduleUpdated))):
+        if not isinstance(broker, PostgresEventBroker) or any(
+            broker.has_subscribers(each) for each in (JobAdded, ScheduleUpdated)
+        ):
             await super()._released(scheduler_id, plans, row)
         elif not self._is_asked:
             self._nudge()
