@@ -317,10 +317,16 @@ class NodeDataStore(PostgresDataStore):
         while True:
             await asyncio.sleep(self.lease_duration.total_seconds() / 3)
             self._forget_what_may_have_changed()
+            self._forget_elsewhere()
             try:
                 await self._renew_leases(list(self._attempts))
             except Exception:  # a heartbeat that has stopped would cost all jobs their leases
                 self._logger.exception("The leases of claimed jobs could not be renewed; trying again")
+
+    def _forget_elsewhere(self) -> None:
+        """Forget schedules of which nothing is held: what is claimed of them later comes with the database's word."""
+        if not (self._answers or self._background or self._changes):
+            self._elsewhere = {each for each in self._elsewhere if self._hand.has_jobs_of(each) or each in self._going}
 
     async def _renew_leases(self, ids: Sequence[UUID]) -> set[UUID]:
         """Renew the leases of those jobs that are still this node's, forget the others, and return which are."""
