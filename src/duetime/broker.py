@@ -152,6 +152,7 @@ class _LocalSubscription(Subscription):
 
     def unsubscribe(self) -> None:
         self.source._subscriptions.pop(self, None)
+        self.source._heard.clear()
 
 
 @attrs.define(eq=False, repr=False)
@@ -189,6 +190,8 @@ class PostgresEventBroker(EventBroker):
     is_deaf: bool = attrs.field(init=False, default=False)
     """Whether a pooler is between, so that the connection listens and hears nothing."""
     _subscriptions: dict[_LocalSubscription, None] = attrs.field(init=False, factory=dict)
+    # What has_subscribers() has found since somebody has last subscribed or unsubscribed.
+    _heard: dict[type[Event], bool] = attrs.field(init=False, factory=dict)
     _deliveries: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
     _connection: asyncpg.Connection | None = attrs.field(init=False, default=None)
     _listener: asyncio.Task[None] | None = attrs.field(init=False, default=None)
@@ -261,6 +264,7 @@ class PostgresEventBroker(EventBroker):
         loop = types if is_of_scheduler and types in (_JOB_LOOP, _SCHEDULE_LOOP) else None
         subscription = _LocalSubscription(self, callback, types, is_async, one_shot, loop)
         self._subscriptions[subscription] = None
+        self._heard.clear()
         return subscription
 
     # -- for the store ------------------------------------------------------------------------------------------------
@@ -291,10 +295,13 @@ class PostgresEventBroker(EventBroker):
 
     def has_subscribers(self, event_type: type[Event]) -> bool:
         """Return whether anybody on this node wants events of the type, the scheduler's own loops aside."""
-        return any(
-            subscription.loop is None and (subscription.event_types is None or event_type in subscription.event_types)
-            for subscription in self._subscriptions
-        )
+        if (known := self._heard.get(event_type)) is None:
+            known = self._heard[event_type] = any(
+                subscription.loop is None
+                and (subscription.event_types is None or event_type in subscription.event_types)
+                for subscription in self._subscriptions
+            )
+        return known
 
     def nudge_workers(self) -> None:
         """Make this node's job loop ask for jobs, without an event that other subscribers would see."""

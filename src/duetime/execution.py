@@ -14,7 +14,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from functools import partial
+from functools import lru_cache, partial
 from inspect import isawaitable, iscoroutine, iscoroutinefunction, unwrap
 from typing import Any
 
@@ -116,7 +116,15 @@ class Coroutines:
 
 
 def _is_coroutine_function(function: partial[Any]) -> bool:
-    target = unwrap(function.func)
+    try:
+        return _is_async(function.func)
+    except TypeError:  # a callable without a hash
+        return _is_async.__wrapped__(function.func)
+
+
+@lru_cache(maxsize=1000)
+def _is_async(func: Callable[..., Any]) -> bool:
+    target = unwrap(func)
     return iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
 
 

@@ -27,7 +27,6 @@ from typing import Any, Literal, Self
 from uuid import UUID, uuid4
 
 import attrs
-from anyio import CancelScope
 from apscheduler import (
     AsyncScheduler,
     ConflictPolicy,
@@ -333,10 +332,11 @@ class DuetimeScheduler(AsyncScheduler):
     async def _run_job(self, job: Job, func: Callable[..., Any], executor: str) -> None:
         """Run the job, which from now on counts as begun: what cuts it short is not taken for a job never started."""
         attempt_at_hand.set(self.store.attempt(job))  # in the job's own task, and so in its context
-        with CancelScope() as scope:
-            if self.store.begin(job, scope.cancel):
-                await super()._run_job(job, func, executor)
-                return
+        running = asyncio.current_task()
+        assert running is not None  # noqa: S101 - a coroutine runs in a task
+        if self.store.begin(job, running.cancel):
+            await super()._run_job(job, func, executor)
+            return
         try:
             await self.store.release_job(self.identity, job, JobResult.from_job(job, JobOutcome.cancelled))
         finally:

@@ -114,6 +114,9 @@ class Finish:
     def consequences(self) -> list[Event]:
         """Return the events that tell what follows from a failure: a job to be run, a schedule that may be paused."""
         events: list[Event] = []
+        options = self.options
+        if options.on_failure is None and options.pause_on_failure is None and not self.is_unread:
+            return events
         if self.calls_hook or self.is_unread:
             events.append(JobAdded(job_id=uuid4(), task_id=self.options.on_failure or "", schedule_id=None))
         if self.pauses and self.job.schedule_id is not None:

@@ -289,7 +289,6 @@ class NodeDataStore(PostgresDataStore):
         super()._let_go(job_id)
         self._turns.let_go(job_id)
         self._cancellations.forget(job_id)
-        self._ends += 1
         self._ended.set()
 
     async def give_back(self, jobs: Collection[UUID]) -> None:
@@ -1004,7 +1003,8 @@ class NodeDataStore(PostgresDataStore):
                 await self._record(finish, self.database.deadline())
             raise
         finally:
-            if self._is_latest(finish):
+            self._ends += 1
+            if job.id in self._attempts and self._is_latest(finish):
                 self._let_go(job.id)
             self._hold_again(self._ending.pop(job.id))
             if job.schedule_id is not None:
