@@ -268,6 +268,24 @@ def option_problems(metadata: Mapping[str, Any]) -> list[str]:
 
     A key that is none of the options, but close to one, is a misspelling of it.
     """
+    try:
+        names, options = tuple(metadata), _key(metadata)
+        if (names, options) in _found_good:
+            return []
+    except TypeError:  # a value that is no text and no number
+        return _problems(metadata)
+    found = _problems(metadata)
+    if not found:
+        if len(_found_good) >= _MOST_REMEMBERED:
+            _found_good.clear()
+        _found_good.add((names, options))
+    return found
+
+
+_found_good: set[tuple[tuple[str, ...], tuple[Any, ...]]] = set()
+
+
+def _problems(metadata: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for key, value in metadata.items():
         if not key.startswith(METADATA_PREFIX):

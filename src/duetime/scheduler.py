@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import import_module
+from types import FunctionType
 from typing import Any, Literal, Self
 from uuid import UUID, uuid4
 
@@ -104,6 +105,7 @@ class DuetimeScheduler(AsyncScheduler):
 
     registry: TaskRegistry = attrs.field(kw_only=True, factory=TaskRegistry)
     task_modules: tuple[str, ...] = attrs.field(kw_only=True, default=())
+    _configured: dict[Any, Task] = attrs.field(init=False, factory=dict)
 
     @property
     def store(self) -> NodeDataStore:
@@ -157,11 +159,16 @@ class DuetimeScheduler(AsyncScheduler):
         :raises UnknownTask: if the text names no registered task
         :raises InvalidTask: if the function could not be found again after a restart (a lambda, a nested function)
         """
-        token = is_implied.set(not options.keys() - {"func"})
-        try:
-            task = await self._configure_task(func_or_task_id, **options)
-        finally:
-            is_implied.reset(token)
+        # What was asked for before, and has not changed since, is what it would be again: each added schedule asks.
+        key = func_or_task_id if not options and isinstance(func_or_task_id, str | FunctionType) else None
+        if key is None or (task := self._configured.get(key)) is None or not self.store.has(task):
+            token = is_implied.set(not options.keys() - {"func"})
+            try:
+                task = await self._configure_task(func_or_task_id, **options)
+            finally:
+                is_implied.reset(token)
+            if key is not None:
+                self._configured[key] = task
         await self._know_hook(task.metadata)
         return task
 

@@ -301,11 +301,14 @@ class _Many:
         )
 
     async def _records(self) -> AsyncIterator[tuple[Any, ...]]:
-        """Yield the rows, worked out while PostgreSQL stores those before."""
-        async for new in self._checked():
+        """Yield the rows, worked out while PostgreSQL stores those before. Only the first attempt makes a copy."""
+        breath = Breath()
+        for new in self._checking:
+            self._new.append(new)
             values = new.values
             tags = [] if values[12] == "[]" else json.loads(values[12])
             yield (*values[:12], tags, *values[13:], new.revision)
+            await breath.taken()
 
     async def _checked(self) -> AsyncIterator[NewSchedule]:
         """Yield the schedules from the first, also if an earlier attempt has come only to the middle of them."""

@@ -380,6 +380,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Return whether the task's definition is stored, as far as that is in memory."""
         return task_id in self._tasks
 
+    def has(self, task: Task) -> bool:
+        """Return whether this definition is the one that is stored, as far as that is in memory."""
+        return self._tasks.get(task.id) is task
+
     async def get_task(self, task_id: str) -> Task:
         """Return the task's definition, from memory when it is known.
 

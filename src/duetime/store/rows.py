@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from apscheduler import Job, JobResult, Schedule, Task
 from apscheduler.abc import Serializer, Trigger
+from apscheduler.triggers.date import DateTrigger
 
 from ..errors import UnreadableValue
 from ..options import KEY, METADATA_PREFIX, concurrency_key
@@ -133,6 +134,8 @@ class ScheduleValues:
         self._serialize = serializer.serialize
         self._metadata: Any = None
         self._written = ("", "")
+        self._date: Any = None
+        self._written_date = b""
 
     def of(self, schedule: Schedule) -> tuple[Any, ...]:
         """Return a schedule's values in the order of the ``add_schedules`` statement, its revision left out.
@@ -150,7 +153,7 @@ class ScheduleValues:
         return (
             schedule.id,
             schedule.task_id,
-            serialize(schedule.trigger),
+            self._trigger(schedule.trigger),
             serialize(schedule.args),
             serialize(schedule.kwargs),
             schedule.paused,
@@ -164,6 +167,15 @@ class ScheduleValues:
             schedule.last_fire_time,
             schedule.next_fire_time,
         )
+
+    def _trigger(self, trigger: Trigger) -> bytes:
+        """Return a trigger's stored form; that of an instant in UTC only once, for all that are due at it."""
+        if type(trigger) is not DateTrigger or trigger.run_time.tzinfo is not UTC:
+            return self._serialize(trigger)
+        state = trigger.__getstate__()
+        if state != self._date:
+            self._date, self._written_date = state, self._serialize(trigger)
+        return self._written_date
 
 
 def job_values(job: Job, serializer: Serializer) -> tuple[Any, ...]:
