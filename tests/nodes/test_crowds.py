@@ -134,6 +134,13 @@ async def test_the_more_are_due_together_the_earlier_they_are_claimed(database: 
     store._learn_due(due, crowd=10_000)
     assert store._claims_at() == pytest.approx(due.timestamp() - 2.5)
     assert store._look_ahead() == timedelta(seconds=3), "so that a claim reaches to half a second after the instant"
+    store._claim_cost = 0.1
+    assert store._claims_at() == pytest.approx(due.timestamp() - 10.5), "no more than a third of a lease"
+    never = node_store(database, "a", look_ahead=timedelta(0))
+    never._learn_due(due, crowd=10_000)
+    assert never._claims_at() == due.timestamp()
+    assert never._look_ahead() == timedelta(0), "that forbids it"
+    store._claim_cost = 0.0002
     store._hinted_due = due.timestamp() - 10
     assert store._claims_at() == pytest.approx(due.timestamp() - 10.5), "somebody has told of an earlier one"
 

@@ -49,13 +49,13 @@ class Cancellations:
 
     def __init__(self) -> None:
         self._reasons: dict[UUID, str] = {}
-        self._running: dict[UUID, Callable[[], None]] = {}
+        self._running: dict[UUID, Callable[[], object]] = {}
 
     def reason(self, job_id: UUID) -> str | None:
         """Return why the job is to be cancelled; None: it is not."""
         return self._reasons.get(job_id)
 
-    def begin(self, job_id: UUID, cancel: Callable[[], None]) -> None:
+    def begin(self, job_id: UUID, cancel: Callable[[], object]) -> None:
         """Take note that the job runs.
 
         :param cancel: cancels it

@@ -254,7 +254,7 @@ class NodeDataStore(PostgresDataStore):
             most = 1
         return Attempt(self._attempts.get(job.id, 1), most, self._last_errors.get(job.id))
 
-    def begin(self, job: Job, cancel: Callable[[], None]) -> bool:
+    def begin(self, job: Job, cancel: Callable[[], object]) -> bool:
         """Take note that a job has begun, and return whether it may: not if somebody wants it cancelled.
 
         :param cancel: cancels it from now on
@@ -595,8 +595,11 @@ class NodeDataStore(PostgresDataStore):
 
     @property
     def _head_start(self) -> float:
-        """Seconds that claiming all that is due together takes: so much earlier the loop begins with it."""
-        return self._crowd * self._claim_cost
+        """Seconds that claiming all that is due together takes: so much earlier the loop begins with it, unless it is
+        to claim nothing ahead."""
+        if not self.look_ahead:
+            return 0.0
+        return min(self._crowd * self._claim_cost, self.lease_duration.total_seconds() / 3)
 
     def _claims_at(self) -> float:
         """Return when to claim schedules next, as far as that is known."""
