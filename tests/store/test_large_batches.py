@@ -19,6 +19,7 @@ from apscheduler.triggers.date import DateTrigger
 from duetime.attempts import Retry
 from duetime.options import TaskOptions
 from duetime.store.changing import ScheduleChanges
+from duetime.store.driver import PLANS
 from duetime.store.node import NodeDataStore
 from duetime.store.reads import Reads
 from duetime.store.statements import Statements
@@ -110,22 +111,34 @@ async def change(store: NodeDataStore) -> None:
     await store.cleanup()
 
 
+_OTHERS = """
+    insert into duetime.schedules (id, task_id, trigger, args, kwargs, coalesce, job_executor, metadata, revision,
+        next_fire_time)
+    select 'other-' || n, 'work', '', '[]', '{}', 'latest', 'auto', '{}', gen_random_uuid(), now() + interval '1 year'
+    from generate_series(1, 30000) n
+"""
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "among-others"])
 @pytest.mark.parametrize("step", [fire, hold, finish, fail, queue, reap, change], ids=lambda step: step.__name__)
 async def test_a_large_batch_costs_no_more_than_its_items(
-    connection: asyncpg.Connection, step: Callable[[NodeDataStore], Awaitable[object]]
+    connection: asyncpg.Connection, step: Callable[[NodeDataStore], Awaitable[object]], others: bool
 ) -> None:
+    """Also among 30,000 other schedules of which PostgreSQL knows nothing yet, because nobody has counted them."""
     undone = connection.transaction()
     await undone.start()
     try:
         explained = ExplainedConnections(connection)
         # As the store's own connections are.
-        await connection.execute("set enable_seqscan = off; set jit = off")
+        await connection.execute(";".join(f"set {name} = {value}" for name, value in PLANS.items()))
         store = NodeDataStore(
             "postgresql://", connections=explained, identity="this node", look_ahead=timedelta(minutes=1)
         )
         async with started(store, silent_broker()):
             await explained.prepare(store.database.statements[name] for name, text in texts.items() if "$1" in text)
             await store.add_task(a_task())
+            if others:
+                await connection.execute(_OTHERS)
             await step(store)
     finally:
         await undone.rollback()

@@ -16,7 +16,9 @@ CONNECT_TIMEOUT = 10
 
 # A statement is planned when it is first prepared, which in a new database is while the tables are empty: reading them
 # from one end to the other looks cheap then, and is what the statement goes on doing while thousands of rows come in.
-_PLANS = {"enable_seqscan": "off", "jit": "off"}
+# Nor does it know, until it has counted them, that next to all schedules are free: it would collect "the few" that are
+# due at any time in a bitmap and sort them, to find the first one.
+PLANS = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 
 # The array types that our statements take, by the identifiers that PostgreSQL has given its own types for good
 # (src/include/catalog/pg_type.dat): name of the element, its identifier.
@@ -118,7 +120,7 @@ async def connect_for_the_store(url: DatabaseUrl, *, plans: bool = True) -> asyn
     """
     arguments = _arguments(url)
     if plans:
-        arguments["server_settings"] = {**_PLANS, **arguments.get("server_settings", {})}
+        arguments["server_settings"] = {**PLANS, **arguments.get("server_settings", {})}
     # asyncpg would forget a statement five minutes after it was prepared: in time for the next reminder to be late.
     options = {"connection_class": StoreConnection, "max_cached_statement_lifetime": 0}
     return await asyncpg.connect(**options, **arguments)

@@ -19,7 +19,7 @@ TIMES = "statement_timestamp() as began_at, clock_timestamp() as told_at"
 
 
 # How many schedules that nobody holds are due within a second of the first one: so long before its time a node begins
-# to claim them. Index: schedules_due.
+# to claim them. What is due later than in two minutes is counted when it comes nearer. Index: schedules_due.
 _CROWD = """(
     select count(*) from (
         select from {s}.schedules c
@@ -29,6 +29,7 @@ _CROWD = """(
               where f.next_fire_time is not null and not f.paused and f.broken_reason is null and f.acquired_by is null
               order by f.next_fire_time limit 1
           ) + interval '1 second'
+          and c.next_fire_time <= now() + interval '2 minutes'
         order by c.next_fire_time limit 10000
     ) crowd
 )"""

@@ -34,15 +34,14 @@ _NEW_SCHEDULES = """
     -- is due before the new one. It must be due late enough for no node to be at work on it while this commits.
     told as (
         select pg_notify($18, $19)
-        where $19 <> '' and {heard} and ({has_taken} or exists (
-            select from new n
-            where not n.paused and n.next_fire_time is not null and not exists (
-                select from {s}.schedules d
-                where d.next_fire_time is not null and not d.paused and d.broken_reason is null
-                  and d.acquired_by is null
-                  and d.next_fire_time between now() + interval '5 seconds' and n.next_fire_time
-            )
-        ))
+        where $19 <> '' and {heard} and ({has_taken} or (
+            select min(n.next_fire_time) from new n where not n.paused
+        ) < coalesce((
+            select d.next_fire_time from {s}.schedules d
+            where d.next_fire_time is not null and not d.paused and d.broken_reason is null and d.acquired_by is null
+              and d.next_fire_time >= now() + interval '5 seconds'
+            order by d.next_fire_time limit 1
+        ), 'infinity'))
     )
     select n.id, put.added, o.revision as stored_revision, (select count(*) from told) as told,
         {taken_back} as taken_back
