@@ -28,7 +28,8 @@ class Adapter(Peer):
     packages = ("duetime", "APScheduler", "asyncpg", "anyio", "SQLAlchemy")
     pending = (
         "select (select count(*) from duetime.jobs)"
-        " + (select count(*) from duetime.schedules where next_fire_time < now() + interval '1 day')"
+        " + (select count(*) from duetime.schedules where next_fire_time < now() + interval '1 day'"
+        "    and next_fire_time is not null and not paused and broken_reason is null)"
         " + (select count(*) from duetime.fires where state = 'pending')"
     )
 
