@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from apscheduler import ConflictPolicy, Schedule
+from apscheduler import ConflictPolicy, Event, Schedule, ScheduleAdded
 from apscheduler.triggers.date import DateTrigger
 
 from duetime.broker import PostgresEventBroker
@@ -262,3 +262,28 @@ async def test_thousands_of_schedules_fit_into_one_call(database: DatabaseUrl, c
         assert await connection.fetchval("select count(*) from duetime.schedules") == 5000
         await scheduler.store.remove_schedules([schedule.id for schedule in many])
         assert await connection.fetchval("select count(*) from duetime.schedules") == 0
+
+
+async def test_an_added_schedule_makes_an_event_only_if_somebody_listens_and_fires_all_the_same(
+    database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event for each would cost a fifth of what adding costs."""
+    async with a_node(database, tasks(work)) as (scheduler, _):
+        delivered: list[Event] = []
+        broker = scheduler.event_broker
+        assert isinstance(broker, PostgresEventBroker)
+        deliver = broker.deliver
+
+        def spy(_broker: PostgresEventBroker, event: Event) -> None:
+            delivered.append(event)
+            deliver(event)
+
+        monkeypatch.setattr(PostgresEventBroker, "deliver", spy)
+        await scheduler.add_schedule("work", DateTrigger(ago(-0.2)), id="unheard")
+        await eventually(lambda: len(done) == 1)
+        assert [event for event in delivered if isinstance(event, ScheduleAdded)] == []
+        heard: list[Event] = []
+        with scheduler.subscribe(heard.append, {ScheduleAdded}):
+            await scheduler.add_schedule("work", DateTrigger(ago(-0.2)), id="heard")
+            await eventually(lambda: len(done) == 2)
+            assert [event.schedule_id for event in heard if isinstance(event, ScheduleAdded)] == ["heard"]

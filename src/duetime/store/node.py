@@ -401,11 +401,7 @@ class NodeDataStore(PostgresDataStore):
             if event.job_id in self._attempts:
                 self._in_background(self._look_for_cancelled([event.job_id]))
         elif isinstance(event, ScheduleAdded | ScheduleUpdated):
-            if event.next_fire_time is not None:
-                due = event.next_fire_time.timestamp()
-                self._hinted_due = _earlier(self._hinted_due, due)
-                if self._wakes_at is None or due - self._margin - _WARM_AHEAD < self._wakes_at:
-                    self._schedules_wake.set()
+            self._told_due(event.next_fire_time)
             self._doubt(event.schedule_id)
         elif isinstance(event, ScheduleRemoved):
             self._doubt(event.schedule_id)
@@ -415,6 +411,14 @@ class NodeDataStore(PostgresDataStore):
                 self._elsewhere.add(event.schedule_id)
             self._queue_is_due = True
             self._jobs_wake.set()
+
+    def _told_due(self, moment: datetime | None) -> None:
+        """Take note that a schedule is due then, and come round in time for it."""
+        if moment is not None:
+            due = moment.timestamp()
+            self._hinted_due = _earlier(self._hinted_due, due)
+            if self._wakes_at is None or due - self._margin - _WARM_AHEAD < self._wakes_at:
+                self._schedules_wake.set()
 
     def _doubt(self, schedule_id: str | None) -> None:
         """Look up whether held jobs of a schedule that somebody has changed (None: of any) are still there."""
@@ -695,6 +699,11 @@ class NodeDataStore(PostgresDataStore):
     async def _put(self, schedule: Schedule, put: Put) -> None:
         if current_transaction.get() is None:  # else nothing is taken back before the commit, which tells this node too
             self._take_back(put.taken_back)
+            broker = self._event_broker
+            if put.added and isinstance(broker, PostgresEventBroker) and not broker.has_subscribers(ScheduleAdded):
+                # Nothing of it can be held, and nobody wants an event: the loop only wants to know when it is due.
+                self._told_due(None if schedule.paused else schedule.next_fire_time)
+                return
         await super()._put(schedule, put)
 
     def _take_back(self, jobs: Iterable[UUID]) -> None:
