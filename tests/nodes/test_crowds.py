@@ -100,6 +100,24 @@ async def test_a_node_that_is_behind_keeps_what_it_gets_to_within_two_seconds(
     assert returned == [job.id for job in jobs[20 - given :]]
 
 
+@pytest.mark.parametrize("sign", ["outage", "ends that are not recorded"])
+async def test_a_node_that_waits_for_the_database_keeps_what_it_holds(
+    database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    """It could not give it back, and would have let go of it until the leases end: work resumes when it answers."""
+    store = node_store(database, "a")
+    monkeypatch.setattr(NodeDataStore, "give_back", lambda _store, _jobs: pytest.fail("given back"))
+    now = store.database.clock.timestamp()
+    store._hand.take(a_job(), now - 1, now + 100)
+    if sign == "outage":
+        store.database.outage = OSError("away")
+    else:
+        store._ending[a_job().id] = []
+    store._relieve(store._ends)
+    assert store._relief is not None, "it looks again"
+    store._relief.cancel()
+
+
 async def test_what_is_due_together_is_counted_by_every_answer(
     database: DatabaseUrl, connection: asyncpg.Connection
 ) -> None:

@@ -773,9 +773,13 @@ class NodeDataStore(PostgresDataStore):
         self._relief = None
         if self.stopping or not self._is_behind():
             return
+        ended = self._ends - ends
+        if self.database.outage is not None or (self._ending and not ended):
+            self._relieve_later()  # it is the database that they wait for: places come free when it answers
+            return
         now = self.database.clock.timestamp()
         overdue = sorted((card.due, card.order, card.job) for card in self._hand if card.due <= now)
-        soon = int((self._ends - ends) * _SOON / _RELIEF)
+        soon = int(ended * _SOON / _RELIEF)
         if surplus := [job for _, _, job in overdue[soon:]]:
             # Another node may run them, while the next fires of their schedules start here.
             self._elsewhere.update(job.schedule_id for job in surplus if job.schedule_id is not None)
