@@ -183,8 +183,8 @@ async def test_a_hundred_jobs_start_at_once_and_the_others_in_the_next_rounds(da
         options = TaskOptions(overlap=Overlap.allow).to_metadata()
         await store.add_schedules([a_schedule(f"s{number}", metadata=options) for number in range(250)])
         await fire(store, "a")
-        starts = [len(await store.acquire_jobs("a", LEASE, 1000)) for _ in range(3)]
-    assert starts == [_MOST_STARTS, _MOST_STARTS, 50]
+        for starts in (_MOST_STARTS, _MOST_STARTS, 50):
+            assert len(await store.acquire_jobs("a", LEASE, 1000)) == starts
 
 
 async def test_schedules_whose_jobs_went_elsewhere_are_not_remembered_for_ever(database: DatabaseUrl) -> None:
