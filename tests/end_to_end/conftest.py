@@ -48,10 +48,16 @@ def run_sql(database: DatabaseUrl, statement: str, *arguments: Any) -> list[Any]
 
 
 @pytest.fixture(scope="module")
-def sink() -> Iterator[Sink]:
-    """What jobs of the module send to."""
+def sink_of_the_module() -> Iterator[Sink]:
     with running_sink() as sink:
         yield sink
+
+
+@pytest.fixture
+def sink(sink_of_the_module: Sink) -> Iterator[Sink]:
+    """What jobs of the module send to; a test that fails while it is held leaves it open for the next."""
+    yield sink_of_the_module
+    sink_of_the_module.let_go()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -71,6 +71,48 @@ async def test_a_full_node_runs_what_it_gave_back_if_nobody_else_does(
     assert ran["full"] == 20
 
 
+async def test_a_full_node_does_not_sit_on_what_falls_due_later(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loop asks for no jobs while all places are taken, so nothing else looks at what it holds."""
+    ran: Counter[str] = Counter()
+    release = asyncio.Event()
+    given: list[int] = []
+
+    async def lasts(node: str) -> None:
+        ran[node] += 1
+        await release.wait()
+
+    give_back = NodeDataStore.give_back
+
+    async def counted(store: NodeDataStore, jobs: Any) -> None:
+        given.append(len(jobs))
+        await give_back(store, jobs)
+
+    monkeypatch.setattr(NodeDataStore, "give_back", counted)
+    tasks = {"lasts": lasts}
+    async with nodes(database, "full", tasks, max_concurrent_jobs=2, drain_timeout=5) as [full]:
+        for number in (1, 2):
+            await full.scheduler.add_schedule("lasts", DateTrigger(ago(0)))
+            await eventually(lambda: ran["full"] == number)  # noqa: B023
+        due = ago(-0.2)
+        await full.scheduler.add_schedules({"func_or_task_id": "lasts", "trigger": DateTrigger(due)} for _ in range(3))
+        free = "select count(*) from duetime.jobs where acquired_by is null"
+        await eventually(lambda: _is(connection, free, 3))
+        assert given == [3]
+        # It knows that it is full now: what comes next goes into the queue at once.
+        await full.scheduler.add_schedule("lasts", DateTrigger(ago(0)))
+        await eventually(lambda: _is(connection, free, 4))
+        async with nodes(database, "other", tasks, drain_timeout=5):
+            await eventually(lambda: ran["other"] == 4)
+            assert given == [3]
+            release.set()
+            await eventually(lambda: _all_succeeded(connection, 6))
+            # Jobs end here again, and so it claims again what it makes.
+            assert not full.scheduler.store._is_stuck
+    assert ran == {"full": 2, "other": 4}
+
+
 async def _is(connection: asyncpg.Connection, query: str, value: int) -> bool:
     return bool(await connection.fetchval(query) == value)
 
@@ -80,7 +122,8 @@ async def test_a_node_that_is_behind_keeps_what_it_gets_to_within_two_seconds(
     database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, ends: int, given: int
 ) -> None:
     """Going by how many jobs have ended in the half second before; what goes back is what would have come last."""
-    store = node_store(database, "a")
+    store = node_store(database, "a", capacity=2)
+    store._begun = {uuid4(), uuid4()}
     returned: list[UUID] = []
 
     async def give_back(jobs: Any) -> None:
@@ -100,18 +143,20 @@ async def test_a_node_that_is_behind_keeps_what_it_gets_to_within_two_seconds(
     assert returned == [job.id for job in jobs[20 - given :]]
 
 
-@pytest.mark.parametrize("sign", ["outage", "ends that are not recorded"])
-async def test_a_node_that_waits_for_the_database_keeps_what_it_holds(
+@pytest.mark.parametrize("sign", ["outage", "ends that are not recorded", "places"])
+async def test_a_node_that_waits_for_the_database_or_has_places_keeps_what_it_holds(
     database: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
-    """It could not give it back, and would have let go of it until the leases end: work resumes when it answers."""
-    store = node_store(database, "a")
+    """It could not give it back, and would have let go of it until the leases end: work resumes when it answers. And
+    when there are places, it is the event loop that was blocked."""
+    store = node_store(database, "a", capacity=1)
+    store._begun = set() if sign == "places" else {uuid4()}
     monkeypatch.setattr(NodeDataStore, "give_back", lambda _store, _jobs: pytest.fail("given back"))
     now = store.database.clock.timestamp()
     store._hand.take(a_job(), now - 1, now + 100)
     if sign == "outage":
         store.database.outage = OSError("away")
-    else:
+    elif sign != "places":
         store._ending[a_job().id] = []
     store._relieve(store._ends)
     assert store._relief is not None, "it looks again"

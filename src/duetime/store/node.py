@@ -74,7 +74,7 @@ _HELD_PER_PLACE = 10
 """Jobs that a node holds or runs for each one that it may run at once; what is due beyond that waits in the queue."""
 
 _RELIEF = 0.5
-"""Seconds after which a node that is behind looks whether it should give back what it will not get to soon."""
+"""Seconds that a job may be late before a node looks whether it should give back what it will not get to soon."""
 
 _SOON = 2.0
 """Seconds within which a node that is behind may still get to what it holds."""
@@ -167,9 +167,12 @@ class NodeDataStore(PostgresDataStore):
     _crowd: int = attrs.field(init=False, default=0)
     _claim_began: float = attrs.field(init=False, default=0.0)
     _claim_cost: float = attrs.field(init=False, default=_CLAIM_COST)
-    # Whether somebody looks soon at what is overdue here, and how many jobs have ended.
+    # Who looks at what is overdue here, when the next held job was due by which that is decided, how many jobs have
+    # ended, and whether none does while others wait for its place.
     _relief: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+    _watched_due: float = attrs.field(init=False, default=0.0)
     _ends: int = attrs.field(init=False, default=0)
+    _is_stuck: bool = attrs.field(init=False, default=False)
     # Until when the schedule loop waits; None while it is at work.
     _wakes_at: float | None = attrs.field(init=False, default=None)
     _queue_is_due: bool = attrs.field(init=False, default=False)
@@ -358,6 +361,7 @@ class NodeDataStore(PostgresDataStore):
     def _hold_again(self, cards: Iterable[Card]) -> None:
         """Hold jobs again that were set aside, but for those that this node has let go meanwhile."""
         self._hand.put_back(card for card in cards if card.job.id in self._attempts)
+        self._watch()
         self._jobs_wake.set()
 
     def _forget(self, lost: set[UUID]) -> None:
@@ -502,7 +506,8 @@ class NodeDataStore(PostgresDataStore):
         return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, LARGEST_CLAIM))
 
     def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
-        if not self.works or self.stopping or len(self._attempts) >= _HELD_PER_PLACE * self.capacity:
+        is_full = self._is_stuck or len(self._attempts) >= _HELD_PER_PLACE * self.capacity
+        if not self.works or self.stopping or is_full:
             return False
         # What its jitter puts off for long would take a place here, and might see this node die; it waits in the queue.
         if self.database.clock.wait_for(fire.run_time) > self.lease_duration.total_seconds():
@@ -552,6 +557,7 @@ class NodeDataStore(PostgresDataStore):
             await self.give_back(claimed)
         if row["queued"]:
             self._queue_is_due = True
+        self._watch()
         self._jobs_wake.set()
         broker = self._event_broker
         if not isinstance(broker, PostgresEventBroker) or any(
@@ -749,8 +755,7 @@ class NodeDataStore(PostgresDataStore):
         self._is_asked = True
         try:
             jobs = await self._wait_for_jobs(min(self.capacity if limit is None else limit, LARGEST_CLAIM))
-            if self._relief is None and self._is_behind():
-                self._relieve_later()
+            self._watch()
         finally:
             self._is_asked = False
         # A task may have been removed, or all been forgotten, since its job was claimed.
@@ -760,32 +765,49 @@ class NodeDataStore(PostgresDataStore):
         self._nudge()
         return jobs
 
-    def _is_behind(self) -> bool:
-        """Return whether the node holds jobs whose time has come, and has no place for them now."""
+    def _watch(self) -> None:
+        """See to it that somebody looks when the next held job is due: all places may be taken then."""
         due = self._hand.next_due
-        return due is not None and due <= self.database.clock.timestamp()
+        if due is None or self.stopping or (self._relief is not None and self._watched_due <= due):
+            return
+        if self._relief is not None:
+            self._relief.cancel()
+        self._watched_due = due
+        wait = max(due - self.database.clock.timestamp(), 0)
+        self._relief = asyncio.get_running_loop().call_later(wait, self._relieve_later)
 
     def _relieve_later(self) -> None:
+        self._watched_due = -math.inf  # nothing is looked at earlier
         self._relief = asyncio.get_running_loop().call_later(_RELIEF, self._relieve, self._ends)
 
     def _relieve(self, ends: int) -> None:
-        """Give back what was to start by now, and will not soon, going by how many jobs have ended of late."""
+        """Give back what was to start by now, and will not soon, going by how many jobs have ended of late.
+
+        The loop asks for jobs only while there is a place for one: nobody else would look at them.
+        """
         self._relief = None
-        if self.stopping or not self._is_behind():
+        now = self.database.clock.timestamp()
+        due = self._hand.next_due
+        if self.stopping or due is None or due > now - 0.9 * _RELIEF:
+            self._watch()
             return
         ended = self._ends - ends
-        if self.database.outage is not None or (self._ending and not ended):
-            self._relieve_later()  # it is the database that they wait for: places come free when it answers
+        # It is the database that they wait for, and places come free when it answers; or something has blocked the
+        # event loop, and there are places.
+        if self.database.outage is not None or (self._ending and not ended) or len(self._begun) < self.capacity:
+            self._relieve_later()
             return
-        now = self.database.clock.timestamp()
         overdue = sorted((card.due, card.order, card.job) for card in self._hand if card.due <= now)
         soon = int(ended * _SOON / _RELIEF)
+        self._is_stuck = not ended
         if surplus := [job for _, _, job in overdue[soon:]]:
             # Another node may run them, while the next fires of their schedules start here.
             self._elsewhere.update(job.schedule_id for job in surplus if job.schedule_id is not None)
             self._in_background(self.give_back([job.id for job in surplus]))
         if soon:
             self._relieve_later()
+        else:
+            self._watch()
 
     async def _wait_for_jobs(self, most: int) -> list[Job]:
         clock = self.database.clock
@@ -1020,6 +1042,7 @@ class NodeDataStore(PostgresDataStore):
             raise
         finally:
             self._ends += 1
+            self._is_stuck = False
             if job.id in self._attempts and self._is_latest(finish):
                 self._let_go(job.id)
             self._hold_again(self._ending.pop(job.id))
