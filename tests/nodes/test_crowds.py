@@ -109,7 +109,7 @@ async def test_a_full_node_does_not_sit_on_what_falls_due_later(
             release.set()
             await eventually(lambda: _all_succeeded(connection, 6))
             # Jobs end here again, and so it claims again what it makes.
-            assert not full.scheduler.store._is_stuck
+            assert not full.scheduler.store._relief.is_stuck
     assert ran == {"full": 2, "other": 4}
 
 
@@ -135,11 +135,11 @@ async def test_a_node_that_is_behind_keeps_what_it_gets_to_within_two_seconds(
     for number, job in enumerate(jobs):
         store._hand.take(job, now - 100 + number, now + 100)
     store._hand.take(a_job(), now + 100, now + 100)  # its time has not come
-    store._ends = 100
-    store._relieve(100 - ends)
+    for _ in range(ends):
+        store._relief.end()
+    store._relief.look(0)
     await asyncio.gather(*store._background)
-    if store._relief is not None:
-        store._relief.cancel()
+    store._relief.stop()
     assert returned == [job.id for job in jobs[20 - given :]]
 
 
@@ -158,9 +158,9 @@ async def test_a_node_that_waits_for_the_database_or_has_places_keeps_what_it_ho
         store.database.outage = OSError("away")
     elif sign != "places":
         store._ending[a_job().id] = []
-    store._relieve(store._ends)
-    assert store._relief is not None, "it looks again"
-    store._relief.cancel()
+    store._relief.look(0)
+    assert store._relief.is_watching, "it looks again"
+    store._relief.stop()
 
 
 async def test_what_is_due_together_is_counted_by_every_answer(
@@ -175,14 +175,14 @@ async def test_what_is_due_together_is_counted_by_every_answer(
             [a_schedule(f"s{number}", DateTrigger(first + each)) for number, each in enumerate(later)]
         )
         await store._look()
-        assert store._crowd == 35
+        assert store._agenda.crowd == 35
         await store.add_schedules([a_schedule("now")])
         await fire(store, "a")
-        assert store._crowd == 35, "the release's answer"
+        assert store._agenda.crowd == 35, "the release's answer"
         await connection.execute("update duetime.schedules set paused = true where id in ('s0', 's1', 's33')")
         await connection.execute("update duetime.schedules set acquired_by = 'other' where id = 's2'")
         await store._look()
-        assert store._crowd == 31, "those that may be claimed"
+        assert store._agenda.crowd == 31, "those that may be claimed"
     opening = await look(connection, "duetime", store.database.clock)
     assert opening is not None
     assert opening.crowd == 31, "the first look"
@@ -191,21 +191,21 @@ async def test_what_is_due_together_is_counted_by_every_answer(
 async def test_the_more_are_due_together_the_earlier_they_are_claimed(database: DatabaseUrl) -> None:
     store = node_store(database, "a", look_ahead=timedelta(seconds=1))
     due = ago(-3600)
-    store._learn_due(due, crowd=0)
-    assert store._claims_at() == pytest.approx(due.timestamp() - 0.5)
-    store._claim_cost = 0.0002
-    store._learn_due(due, crowd=10_000)
-    assert store._claims_at() == pytest.approx(due.timestamp() - 2.5)
+    store._agenda.learn(due, crowd=0)
+    assert store._agenda.claims_at == pytest.approx(due.timestamp() - 0.5)
+    store._agenda.claim_cost = 0.0002
+    store._agenda.learn(due, crowd=10_000)
+    assert store._agenda.claims_at == pytest.approx(due.timestamp() - 2.5)
     assert store._look_ahead() == timedelta(seconds=3), "so that a claim reaches to half a second after the instant"
-    store._claim_cost = 0.1
-    assert store._claims_at() == pytest.approx(due.timestamp() - 10.5), "no more than a third of a lease"
+    store._agenda.claim_cost = 0.1
+    assert store._agenda.claims_at == pytest.approx(due.timestamp() - 10.5), "no more than a third of a lease"
     never = node_store(database, "a", look_ahead=timedelta(0))
-    never._learn_due(due, crowd=10_000)
-    assert never._claims_at() == due.timestamp()
+    never._agenda.learn(due, crowd=10_000)
+    assert never._agenda.claims_at == due.timestamp()
     assert never._look_ahead() == timedelta(0), "that forbids it"
-    store._claim_cost = 0.0002
-    store._hinted_due = due.timestamp() - 10
-    assert store._claims_at() == pytest.approx(due.timestamp() - 10.5), "somebody has told of an earlier one"
+    store._agenda.claim_cost = 0.0002
+    store._agenda.tell(due.timestamp() - 10)
+    assert store._agenda.claims_at == pytest.approx(due.timestamp() - 10.5), "somebody has told of an earlier one"
 
 
 async def test_what_a_claim_costs_is_learnt_and_stays_within_bounds(database: DatabaseUrl) -> None:
@@ -216,9 +216,9 @@ async def test_what_a_claim_costs_is_learnt_and_stays_within_bounds(database: Da
             for number in range(40):
                 await store.add_schedules([a_schedule(f"s{number}-{n}-{bound}") for n in range(100)])
                 schedules = await store.acquire_schedules("a", LEASE, 100)
-                store._claim_began = began
+                store._agenda._claim_began = began
                 await store.release_schedules("a", [result_of(schedule) for schedule in schedules])
-            assert store._claim_cost == pytest.approx(bound, rel=0.01)
+            assert store._agenda.claim_cost == pytest.approx(bound, rel=0.01)
 
 
 async def test_a_hundred_jobs_start_at_once_and_the_others_in_the_next_rounds(database: DatabaseUrl) -> None:

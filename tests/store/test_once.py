@@ -296,7 +296,7 @@ async def test_a_job_that_was_claimed_while_the_answer_of_its_release_was_lost_r
         lost.meanwhile = until_it_has_begun
         await scheduler.add_schedule("waits", DateTrigger(ago(1)), id="s")
         await eventually(lambda: lost.answers == 2)
-        await eventually(lambda: scheduler.store._next_due_known)  # the schedule loop is done with it
+        await eventually(lambda: scheduler.store._agenda.is_known)  # the schedule loop is done with it
         assert not any(card.job.id in begun for card in scheduler.store._hand)
         open_door.set()
         await eventually(lambda: ledger.fetchval("select state = 'succeeded' from duetime.fires"))

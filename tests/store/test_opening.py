@@ -63,7 +63,7 @@ async def test_a_start_takes_one_connection_and_two_round_trips(network: Network
     async with a_duetime(network, tasks(work)) as duetime:
         await started(duetime)
         await duetime._broker.wait_listening()
-        await eventually(lambda: duetime._scheduler.store._next_due_known)
+        await eventually(lambda: duetime._scheduler.store._agenda.is_known)
         assert (network.connections, network.round_trips - connecting) == (1, 2)
 
 

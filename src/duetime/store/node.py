@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from ..options import KEY, METADATA_PREFIX, OnCrash, Overlap, TaskOptions, takes
 from ..tasks import AUTO_EXECUTOR
 from . import rows
 from .adding import Put
+from .agenda import Agenda
 from .breathing import Breath
 from .cancelling import Cancellations
 from .connections import Step
@@ -56,6 +56,7 @@ from .hand import Card, Hand, Turns
 from .opening import Opening
 from .planning import Plan, PlannedFire
 from .postgres import LARGEST_CLAIM, PostgresDataStore
+from .relief import Relief
 from .transactions import current_transaction
 
 MOST_LOST_ATTEMPTS = 20
@@ -73,17 +74,8 @@ _WARM_CONNECTIONS = 3
 _HELD_PER_PLACE = 10
 """Jobs that a node holds or runs for each one that it may run at once; what is due beyond that waits in the queue."""
 
-_RELIEF = 0.5
-"""Seconds that a job may be late before a node looks whether it should give back what it will not get to soon."""
-
-_SOON = 2.0
-"""Seconds within which a node that is behind may still get to what it holds."""
-
 _MOST_STARTS = 100
 """Jobs that are started at once: what else there is to do on the event loop comes in between (promise 7)."""
-
-_CLAIM_COST = 0.0002
-"""Seconds that claiming one of many schedules takes, until that was measured."""
 
 _CONFIRM_AHEAD = 0.1
 """Seconds, and a round trip, before its time a job that may run at most once is confirmed: it starts at its time."""
@@ -157,22 +149,9 @@ class NodeDataStore(PostgresDataStore):
     _is_asked: bool = attrs.field(init=False, default=False)
     _is_nudging: bool = attrs.field(init=False, default=False)
     _ended: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
-    # When the next schedule is due that this node does not hold (database time), if that is known.
-    _next_due: float | None = attrs.field(init=False, default=None)
-    _next_due_known: bool = attrs.field(init=False, default=False)
-    # The earliest time that somebody has told of since the last claim began: the claim may have missed it.
-    _hinted_due: float | None = attrs.field(init=False, default=None)
-    # How many schedules are due together with that one, when the claim that is under way has begun, and what claiming
-    # one of many takes (seconds).
-    _crowd: int = attrs.field(init=False, default=0)
-    _claim_began: float = attrs.field(init=False, default=0.0)
-    _claim_cost: float = attrs.field(init=False, default=_CLAIM_COST)
-    # Who looks at what is overdue here, when the next held job was due by which that is decided, how many jobs have
-    # ended, and whether none does while others wait for its place.
-    _relief: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
-    _watched_due: float = attrs.field(init=False, default=0.0)
-    _ends: int = attrs.field(init=False, default=0)
-    _is_stuck: bool = attrs.field(init=False, default=False)
+    # When the schedules are due that this node does not hold.
+    _agenda: Agenda = attrs.field(init=False, default=attrs.Factory(lambda node: node._new_agenda(), takes_self=True))
+    _relief: Relief = attrs.field(init=False, default=attrs.Factory(lambda node: node._new_relief(), takes_self=True))
     # Until when the schedule loop waits; None while it is at work.
     _wakes_at: float | None = attrs.field(init=False, default=None)
     _queue_is_due: bool = attrs.field(init=False, default=False)
@@ -182,15 +161,27 @@ class NodeDataStore(PostgresDataStore):
     _knows_what_is_due: bool = attrs.field(init=False, default=False)
     _is_clean: bool = attrs.field(init=False, default=False)
 
+    def _new_agenda(self) -> Agenda:
+        return Agenda(self.look_ahead.total_seconds(), self.lease_duration.total_seconds())
+
+    def _new_relief(self) -> Relief:
+        return Relief(
+            self._hand,
+            now=lambda: self.database.clock.timestamp(),
+            is_full=self._is_full,
+            give_back=self._give_to_others,
+        )
+
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
     async def start(self, exit_stack: AsyncExitStack, event_broker: EventBroker, logger: Logger) -> None:
         """Open the store, waiting for the database as long as it takes, and keep this node's claims alive."""
         self.stopping = False
+        self._relief.restart()
         await super().start(exit_stack, event_broker, logger)
         await self._free_left_behind()
         if not self._knows_what_is_due:
-            self._next_due_known = False
+            self._agenda.is_known = False
             self._queue_is_due = True
             self._lease_ends_at = 0.0
         self._knows_what_is_due = False  # at the next start
@@ -203,7 +194,7 @@ class NodeDataStore(PostgresDataStore):
     def _opened(self, opening: Opening | None) -> None:
         super()._opened(opening)
         if opening is not None and self._is_told():
-            self._learn_due(opening.schedule_due, crowd=opening.crowd)
+            self._agenda.learn(opening.schedule_due, crowd=opening.crowd)
             self._plan_queue(opening.next_job_due, opening.job_expiry)
             near = [due - self.look_ahead for due in (opening.job_due, opening.next_job_due) if due is not None]
             self._queue_is_due = self._queue_is_due or any(map(self._is_past, near))
@@ -215,9 +206,7 @@ class NodeDataStore(PostgresDataStore):
 
     async def _stop(self, heartbeat: asyncio.Task[None]) -> None:
         self.stopping = True
-        if self._relief is not None:
-            self._relief.cancel()
-            self._relief = None
+        self._relief.stop()
         for task in (heartbeat, *self._background):
             task.cancel()
         await asyncio.wait([heartbeat, *self._background])
@@ -361,7 +350,7 @@ class NodeDataStore(PostgresDataStore):
     def _hold_again(self, cards: Iterable[Card]) -> None:
         """Hold jobs again that were set aside, but for those that this node has let go meanwhile."""
         self._hand.put_back(card for card in cards if card.job.id in self._attempts)
-        self._watch()
+        self._relief.watch()
         self._jobs_wake.set()
 
     def _forget(self, lost: set[UUID]) -> None:
@@ -394,7 +383,7 @@ class NodeDataStore(PostgresDataStore):
         if event is None:
             if not self.database.is_open:
                 return
-            self._next_due_known = False
+            self._agenda.is_known = False
             self._queue_is_due = True
             self._schedules_wake.set()
             self._jobs_wake.set()
@@ -420,8 +409,8 @@ class NodeDataStore(PostgresDataStore):
         """Take note that a schedule is due then, and come round in time for it."""
         if moment is not None:
             due = moment.timestamp()
-            self._hinted_due = _earlier(self._hinted_due, due)
-            if self._wakes_at is None or due - self._margin - _WARM_AHEAD < self._wakes_at:
+            self._agenda.tell(due)
+            if self._wakes_at is None or due - self._agenda.margin - _WARM_AHEAD < self._wakes_at:
                 self._schedules_wake.set()
 
     def _doubt(self, schedule_id: str | None) -> None:
@@ -486,27 +475,20 @@ class NodeDataStore(PostgresDataStore):
 
     # -- schedules ----------------------------------------------------------------------------------------------------
 
-    @property
-    def _margin(self) -> float:
-        """How long before a schedule is due the loop claims it: with half the look-ahead, claims come in groups."""
-        return self.look_ahead.total_seconds() / 2
-
     def _look_ahead(self) -> timedelta:
-        return self.look_ahead + timedelta(seconds=self._head_start)
+        return self.look_ahead + timedelta(seconds=self._agenda.head_start)
 
     async def acquire_schedules(self, scheduler_id: str, lease_duration: timedelta, limit: int) -> list[Schedule]:
         """Claim schedules that are due or soon will be, more at once than the loop asks for."""
         if self.stopping:
             return []
-        if self._next_due_known and self._claims_at() > self.database.clock.timestamp():
+        if self._agenda.is_known and self._agenda.claims_at > self.database.clock.timestamp():
             return []  # the first look after a start, which has just told that nothing is due
-        self._next_due_known = False
-        self._hinted_due = None  # whatever is told from now on may be missed by this claim
-        self._claim_began = time.monotonic()
+        self._agenda.begin_claim()
         return await super().acquire_schedules(scheduler_id, lease_duration, max(limit, LARGEST_CLAIM))
 
     def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
-        is_full = self._is_stuck or len(self._attempts) >= _HELD_PER_PLACE * self.capacity
+        is_full = self._relief.is_stuck or len(self._attempts) >= _HELD_PER_PLACE * self.capacity
         if not self.works or self.stopping or is_full:
             return False
         # What its jitter puts off for long would take a place here, and might see this node die; it waits in the queue.
@@ -523,13 +505,10 @@ class NodeDataStore(PostgresDataStore):
         """Write jobs, ledger rows and next fire times, and hold the jobs that were claimed as they were made."""
         with self._meanwhile() as self._releasing:
             await super().release_schedules(scheduler_id, results)
-        if len(results) >= LARGEST_CLAIM / 10:
-            took = (time.monotonic() - self._claim_began) / len(results)
-            # Not by one that a busy machine, or a database that was away, has held up.
-            self._claim_cost += 0.3 * (min(max(took, _CLAIM_COST / 4), _CLAIM_COST * 4) - self._claim_cost)
+        self._agenda.end_claim(len(results))
 
     async def _released(self, scheduler_id: str, plans: Sequence[Plan], row: Row) -> None:
-        self._learn_due(
+        self._agenda.learn(
             row["next_due"],
             row["next_expiry"],
             *(made.next_fire_time for made in plans if made.broken_reason is None),
@@ -557,7 +536,7 @@ class NodeDataStore(PostgresDataStore):
             await self.give_back(claimed)
         if row["queued"]:
             self._queue_is_due = True
-        self._watch()
+        self._relief.watch()
         self._jobs_wake.set()
         broker = self._event_broker
         if not isinstance(broker, PostgresEventBroker) or any(
@@ -594,29 +573,6 @@ class NodeDataStore(PostgresDataStore):
             acquired_until=leased_until,
         )
 
-    def _learn_due(self, *times: datetime | None, crowd: int) -> None:
-        """Take note of when a schedule is due next that nobody holds: at the earliest of these.
-
-        :param crowd: how many are due together with it
-        """
-        self._next_due = min((time.timestamp() for time in times if time is not None), default=None)
-        self._crowd = crowd
-        self._next_due_known = True
-
-    @property
-    def _head_start(self) -> float:
-        """Seconds that claiming all that is due together takes: so much earlier the loop begins with it, unless it is
-        to claim nothing ahead."""
-        if not self.look_ahead:
-            return 0.0
-        return min(self._crowd * self._claim_cost, self.lease_duration.total_seconds() / 3)
-
-    def _claims_at(self) -> float:
-        """Return when to claim schedules next, as far as that is known."""
-        known = None if self._next_due is None else self._next_due - self._head_start
-        due = _earlier(known, self._hinted_due)
-        return math.inf if due is None else due - self._margin
-
     async def get_next_schedule_run_time(self) -> datetime | None:
         """Wait until a schedule may be due and return the host's time, so that the loop comes round at once.
 
@@ -630,12 +586,12 @@ class NodeDataStore(PostgresDataStore):
             now = clock.timestamp()
             if self.stopping:
                 await self._schedules_wake.wait()
-            elif not self._next_due_known or polls_at <= now:
+            elif not self._agenda.is_known or polls_at <= now:
                 # The poll: one statement for both loops, and no claim when nothing is due.
                 await self._look()
                 polls_at = now + self.poll_interval.total_seconds()
-            elif (claims_at := self._claims_at()) <= now:
-                self._next_due_known = False
+            elif (claims_at := self._agenda.claims_at) <= now:
+                self._agenda.is_known = False
                 return datetime.now(UTC)
             else:
                 if claims_at - now <= _WARM_AHEAD:
@@ -671,9 +627,9 @@ class NodeDataStore(PostgresDataStore):
 
     async def _look(self) -> None:
         """Ask when schedules and queued jobs are due next."""
-        self._hinted_due = None
+        self._agenda.look()
         [row] = await self._loop_fetch("next_work")
-        self._learn_due(row["schedule_due"], row["schedule_expiry"], crowd=row["crowd"])
+        self._agenda.learn(row["schedule_due"], row["schedule_expiry"], crowd=row["crowd"])
         self._plan_queue(row["next_job_due"], row["job_expiry"])
         if self._is_past(row["job_due"]):
             self._queue_is_due = True
@@ -690,7 +646,7 @@ class NodeDataStore(PostgresDataStore):
         if due is not None:
             # Ahead of its time, if that is still to come; else at its time: a limited task's job is not claimed ahead.
             # It was to come when the database said so, and may have become due while the answer was on its way.
-            begin = due.timestamp() - self._margin
+            begin = due.timestamp() - self._agenda.margin
             self._queue_due_at = min(self._queue_due_at, begin if begin > now else max(due.timestamp(), now))
 
     async def extend_acquired_schedule_leases(
@@ -755,7 +711,7 @@ class NodeDataStore(PostgresDataStore):
         self._is_asked = True
         try:
             jobs = await self._wait_for_jobs(min(self.capacity if limit is None else limit, LARGEST_CLAIM))
-            self._watch()
+            self._relief.watch()
         finally:
             self._is_asked = False
         # A task may have been removed, or all been forgotten, since its job was claimed.
@@ -765,49 +721,20 @@ class NodeDataStore(PostgresDataStore):
         self._nudge()
         return jobs
 
-    def _watch(self) -> None:
-        """See to it that somebody looks when the next held job is due: all places may be taken then."""
-        due = self._hand.next_due
-        if due is None or self.stopping or (self._relief is not None and self._watched_due <= due):
-            return
-        if self._relief is not None:
-            self._relief.cancel()
-        self._watched_due = due
-        wait = max(due - self.database.clock.timestamp(), 0)
-        self._relief = asyncio.get_running_loop().call_later(wait, self._relieve_later)
+    def _is_full(self, has_ended: bool) -> bool:
+        """Return whether it is for places that overdue jobs wait.
 
-    def _relieve_later(self) -> None:
-        self._watched_due = -math.inf  # nothing is looked at earlier
-        self._relief = asyncio.get_running_loop().call_later(_RELIEF, self._relieve, self._ends)
-
-    def _relieve(self, ends: int) -> None:
-        """Give back what was to start by now, and will not soon, going by how many jobs have ended of late.
-
-        The loop asks for jobs only while there is a place for one: nobody else would look at them.
+        It may be the database instead, and places come free when it answers; or something has blocked the event loop,
+        and there are places.
         """
-        self._relief = None
-        now = self.database.clock.timestamp()
-        due = self._hand.next_due
-        if self.stopping or due is None or due > now - 0.9 * _RELIEF:
-            self._watch()
-            return
-        ended = self._ends - ends
-        # It is the database that they wait for, and places come free when it answers; or something has blocked the
-        # event loop, and there are places.
-        if self.database.outage is not None or (self._ending and not ended) or len(self._begun) < self.capacity:
-            self._relieve_later()
-            return
-        overdue = sorted((card.due, card.order, card.job) for card in self._hand if card.due <= now)
-        soon = int(ended * _SOON / _RELIEF)
-        self._is_stuck = not ended
-        if surplus := [job for _, _, job in overdue[soon:]]:
-            # Another node may run them, while the next fires of their schedules start here.
-            self._elsewhere.update(job.schedule_id for job in surplus if job.schedule_id is not None)
-            self._in_background(self.give_back([job.id for job in surplus]))
-        if soon:
-            self._relieve_later()
-        else:
-            self._watch()
+        if self.stopping or self.database.outage is not None or (self._ending and not has_ended):
+            return False
+        return len(self._begun) >= self.capacity
+
+    def _give_to_others(self, jobs: list[Job]) -> None:
+        # Another node may run them, while the next fires of their schedules start here.
+        self._elsewhere.update(job.schedule_id for job in jobs if job.schedule_id is not None)
+        self._in_background(self.give_back([job.id for job in jobs]))
 
     async def _wait_for_jobs(self, most: int) -> list[Job]:
         clock = self.database.clock
@@ -1041,8 +968,7 @@ class NodeDataStore(PostgresDataStore):
                 await self._record(finish, self.database.deadline())
             raise
         finally:
-            self._ends += 1
-            self._is_stuck = False
+            self._relief.end()
             if job.id in self._attempts and self._is_latest(finish):
                 self._let_go(job.id)
             self._hold_again(self._ending.pop(job.id))
@@ -1104,10 +1030,6 @@ def _skips(metadata: Mapping[str, Any]) -> bool:
 
 async def _fetch(statement: str, arguments: tuple[Any, ...], connection: asyncpg.Connection) -> None:
     await connection.fetch(statement, *arguments)
-
-
-def _earlier(one: float | None, other: float | None) -> float | None:
-    return min((each for each in (one, other) if each is not None), default=None)
 
 
 def _may_run_once(metadata: Mapping[str, Any]) -> bool:
