@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -105,6 +105,15 @@ def check_size(args: bytes, kwargs: bytes, most: int | None) -> None:
             f"expected arguments of at most {most} bytes, got {size}. Store the data elsewhere and pass its key, or "
             f"raise DUETIME_MAX_ARGUMENTS_BYTES."
         )
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Say in our words that PostgreSQL does not take a value (a NUL in a text, a name that is too long)."""
+    try:
+        yield
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError) as exc:
+        raise UnsupportedValue(f"expected {what} that PostgreSQL can store, got: {exc}.") from exc
 
 
 @dataclass(frozen=True, slots=True)

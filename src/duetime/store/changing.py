@@ -16,9 +16,10 @@ from apscheduler import Schedule, ScheduleRemoved, ScheduleUpdated
 
 from ..errors import InvalidTrigger, ScheduleExists
 from . import rows
-from .adding import check_durations, check_schedule_id, check_size
+from .adding import check_durations, check_schedule_id, check_size, refused
 from .planning import BrokenTrigger
-from .postgres import PostgresDataStore, _first_from, _refused
+from .postgres import PostgresDataStore
+from .resuming import first_from
 
 Row = Mapping[str, Any]
 
@@ -69,7 +70,7 @@ class ScheduleChanges:
         if old_id != schedule.id:
             events.append(ScheduleRemoved(schedule_id=old_id, task_id="", finished=False))
         try:
-            with _refused("a schedule"):
+            with refused("a schedule"):
                 found = await store._change(
                     "update_schedule",
                     [old_id],
@@ -103,7 +104,7 @@ class ScheduleChanges:
         for row in found:
             schedule = rows.schedule_from(row, store.serializer)
             try:
-                following = await store._patience.run(partial(_first_from, schedule, resume_from))
+                following = await store._patience.run(partial(first_from, schedule, resume_from))
             except BrokenTrigger as exc:
                 raise InvalidTrigger(
                     f"expected a trigger of {schedule.id!r} that goes on from {resume_from}, got: {exc}."

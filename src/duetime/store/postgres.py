@@ -16,10 +16,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from logging import Logger, getLogger
@@ -64,15 +63,13 @@ from ..errors import (
     JobNotFound,
     ScheduleNotFound,
     StoreUnavailable,
-    UnsupportedValue,
 )
 from ..options import takes_turns
 from ..records import RunOutcome
 from ..serializer import TypedJSONSerializer
 from ..settings import DatabaseUrl
-from ..triggers import Limited
 from . import cancelling, finishing, rows
-from .adding import Put, ScheduleWriter, check_durations, check_size, earliest, possible_ids
+from .adding import Put, ScheduleWriter, check_durations, check_size, earliest, possible_ids, refused
 from .announcing import announce, message, messages
 from .breathing import Breath
 from .cancelling import BY_REQUEST, Cancelled
@@ -82,7 +79,6 @@ from .engine import EngineConnections
 from .finishing import MAX_ERROR_LENGTH, Finish, FinishWriter, error_text
 from .opening import Opening
 from .planning import (
-    MAX_STEPS,
     STEPS_ON_THE_LOOP,
     BegunTrigger,
     BrokenTrigger,
@@ -92,10 +88,11 @@ from .planning import (
     StuckTrigger,
     TooFarBehind,
     plan,
-    times_after,
 )
+from .releasing import Hold, Release
+from .resuming import first_from
 from .retention import Retention
-from .slow_plans import Beat, Patience, SlowPlan, SlowPlans, is_quick
+from .slow_plans import Patience, SlowPlan, SlowPlans, is_quick
 from .transactions import current_transaction
 from .unprepared import interval_text
 
@@ -117,15 +114,6 @@ _LAST_WRITES = 1.0
 
 is_implied: ContextVar[bool] = ContextVar("duetime_is_implied", default=False)
 """Whether a task is defined by the way, because somebody uses it: then a definition that is there is kept."""
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A schedule that this store has claimed and not released."""
-
-    plan: Plan
-    fired: bool = False
-    """Whether the scheduler's loop has made its job, which says that the release is the loop's and wants the plan."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -170,7 +158,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
     _putting: dict[str, tuple[Task, asyncio.Future[None]]] = attrs.field(init=False, factory=dict)
     _joined: set[str] = attrs.field(init=False, factory=set)
     _looking_up: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
-    _holds: dict[str, _Hold] = attrs.field(init=False, factory=dict)
+    _holds: dict[str, Hold] = attrs.field(init=False, factory=dict)
     # Of each job that was claimed here and has not ended: the number of its attempt, and the scheduler that claimed it.
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
     _claimants: dict[UUID, str] = attrs.field(init=False, factory=dict)
@@ -357,7 +345,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             "payload": payload,
             "keep": is_implied.get() and task.id not in self._tasks,
         }
-        with _refused("a task"):
+        with refused("a task"):
             row = await self.database.ask("put_task", values, deadline=self.database.deadline())
         if row["added"] is None:
             return  # another node has defined it at this moment; it is read when it is needed
@@ -584,7 +572,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             await breath.taken()
         for schedule_id, outcome in (plans | await self._slow_plans.take()).items():
             if isinstance(outcome, Plan):
-                self._holds[schedule_id] = _Hold(outcome)
+                self._holds[schedule_id] = Hold(outcome)
                 schedules.append(outcome.schedule)
             else:
                 broken[schedule_id] = f"its fires cannot be worked out: {error_text(outcome)}"
@@ -629,84 +617,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         if not results:
             return
-        updates: list[tuple[Any, ...]] = []
-        fires: list[tuple[Any, ...]] = []
-        plans: list[Plan] = []
-        for result in results:
-            hold = self._holds.pop(result.schedule_id, None)
-            if hold is None or not hold.fired:
-                trigger = result.trigger
-                stored = None if isinstance(trigger, PlannedTrigger) else self.serializer.serialize(trigger)
-                updates.append((result.schedule_id, None, stored, result.last_fire_time, result.next_fire_time, None))
-                continue
-            made = hold.plan
-            plans.append(made)
-            updates.append(
-                (
-                    made.schedule.id,
-                    made.revision,
-                    made.stored_trigger,
-                    made.last_fire_time,
-                    made.next_fire_time,
-                    made.broken_reason and made.broken_reason[:MAX_ERROR_LENGTH],
-                )
-            )
-            fires.extend(
-                (
-                    made.schedule.id,
-                    fire.fire_time,
-                    fire.run_time,
-                    str(fire.state),
-                    fire.reason,
-                    fire.job_id,
-                    fire.checks_overlap,
-                    fire.start_deadline,
-                    fire.job_id is not None and self._claims(made.schedule, fire),
-                    fire.overlap and str(fire.overlap),
-                )
-                for fire in made.fires
-            )
+        release = Release.of(results, self._holds, self.serializer, self._claims)
         queued_hint = JobAdded(job_id=uuid4(), task_id="", schedule_id=None)
-        arguments = (
-            scheduler_id,
-            *rows.columns(updates, 6),
-            *rows.columns([fire[:9] for fire in fires], 9),
-            self._job_lease(),
-            *self._message([queued_hint]),
-            [fire[9] for fire in fires],
-        )
-        born = {fire[5]: fire[8] for fire in fires if fire[5] is not None}
-        row = await self._release(scheduler_id, arguments, born)
-        await self._released(scheduler_id, plans, row)
-
-    async def _release(
-        self, scheduler_id: str, arguments: tuple[Any, ...], born: Mapping[UUID, bool]
-    ) -> dict[str, Any]:
-        """Write a release.
-
-        :param born: the ids of its jobs, and whether they are claimed as they are made
-        """
-        statement = self.database.statements.for_batch("release_schedules", max(len(arguments[1]), len(born)))
-        attempts = 0
-
-        async def work(connection: asyncpg.Connection) -> dict[str, Any]:
-            nonlocal attempts
-            attempts += 1
-            [row] = await connection.fetch(statement, *arguments)
-            outcome = dict(row)
-            if attempts > 1 and born:
-                # An earlier attempt may have been committed without an answer: its jobs are ours as well, but for
-                # those that the job loop has claimed from the queue since.
-                found = await connection.fetch(self.database.statements["jobs"], list(born))
-                ours = [job for job in found if born[job["id"]] and job["acquired_by"] == scheduler_id]
-                outcome["claimed"] = [job["id"] for job in ours if job["attempt"] == 1]
-                outcome["held"] = [job["id"] for job in ours if job["held"]]
-                outcome["contested"] = outcome["claimed"]  # for all that is known now
-                outcome["queued"] = [job["id"] for job in found if job["acquired_by"] is None]
-                outcome["leased_until"] = min((job["acquired_until"] for job in ours), default=None)
-            return outcome
-
-        return await self.database.attempt(work, deadline=None)
+        row = await release.write(self.database, scheduler_id, self._job_lease(), self._message([queued_hint]))
+        await self._released(scheduler_id, release.plans, row)
 
     def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
         """Return whether this node claims the job of a fire for itself as it is made."""
@@ -786,7 +700,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 raise ScheduleNotFound(schedule_id)
             schedule = rows.schedule_from(found[0], self.serializer)
             try:
-                next_fire_time = await self._patience.run(partial(_first_from, schedule, resume_from))
+                next_fire_time = await self._patience.run(partial(first_from, schedule, resume_from))
             except BrokenTrigger as exc:
                 raise InvalidTrigger(f"expected a trigger that goes on from {resume_from}, got: {exc}.") from exc
             event = ScheduleUpdated(schedule_id=schedule_id, task_id=schedule.task_id, next_fire_time=next_fire_time)
@@ -850,7 +764,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         check_size(values[2], values[3], self.max_arguments_bytes)
         check_durations(result_expiration_time=job.result_expiration_time)
         arrays = rows.columns([values], 11)
-        with _refused("a job"):
+        with refused("a job"):
             await self._write_jobs(*arrays, *self._message([event]))
         self._hint(event)
         await self._emit([event])
@@ -1183,39 +1097,3 @@ def is_of_the_database(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_of_the_database, error.exceptions))
     return isinstance(error, asyncpg.PostgresError)
-
-
-def _first_from(schedule: Schedule, resume_from: datetime | None, beat: Beat) -> datetime | None:
-    """Return the schedule's first fire time that is not before ``resume_from``, advancing its trigger to it.
-
-    :param beat: called at each step
-    :raises BrokenTrigger: if the trigger does not get there
-    """
-    fire_time = schedule.next_fire_time
-    if resume_from is None or fire_time is None:
-        return fire_time
-    trigger = schedule.trigger
-    with trigger.uncounted() if isinstance(trigger, Limited) else nullcontext():
-        return _passed_over(trigger, fire_time, resume_from, beat)
-
-
-def _passed_over(trigger: Trigger, fire_time: datetime | None, resume_from: datetime, beat: Beat) -> datetime | None:
-    assert fire_time is not None  # noqa: S101 - as the caller has seen
-    times = times_after(trigger, fire_time)
-    steps = 0
-    while fire_time is not None and fire_time < resume_from:
-        if steps == 10 * MAX_STEPS:
-            raise BrokenTrigger(f"its trigger is at {fire_time.isoformat()} after {steps} steps")
-        steps += 1
-        beat()
-        fire_time = next(times)
-    return fire_time
-
-
-@contextmanager
-def _refused(what: str) -> Iterator[None]:
-    """Say in our words that PostgreSQL does not take a value (a NUL in a text, a name that is too long)."""
-    try:
-        yield
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError) as exc:
-        raise UnsupportedValue(f"expected {what} that PostgreSQL can store, got: {exc}.") from exc
