@@ -81,9 +81,8 @@ class Coroutines:
         to itself.
         """
         loop = asyncio.get_running_loop()
-        work = loop.create_task(_contained(awaitable))
         ended = loop.create_future()
-        work.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+        work = loop.create_task(_contained(awaitable, ended))
         try:
             await ended
         except asyncio.CancelledError:
@@ -133,12 +132,18 @@ async def _outcome_of(function: Callable[[], Any]) -> Any:
     return await outcome if isawaitable(outcome) else outcome
 
 
-async def _contained(awaitable: Awaitable[Any]) -> Any:
-    """Await, and let nothing out of the task that the event loop would end the process for."""
+async def _contained(awaitable: Awaitable[Any], ended: asyncio.Future[None]) -> Any:
+    """Await, and let nothing out of the task that the event loop would end the process for.
+
+    :param ended: told of the end a moment before the task has ended
+    """
     try:
         return await awaitable
     except (SystemExit, KeyboardInterrupt) as exc:
         raise _Ended(exc) from exc
+    finally:
+        if not ended.done():
+            ended.set_result(None)
 
 
 class _Ended(Exception):
