@@ -31,6 +31,7 @@ KEY = f"{METADATA_PREFIX}key"
 
 _LONGEST_KEY = 200
 ON_FAILURE = f"{METADATA_PREFIX}on_failure"
+PRIORITY = f"{METADATA_PREFIX}priority"
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -132,7 +133,7 @@ class TaskOptions:
         if self.catch_up_overlap is not Overlap.buffer_all:
             metadata[f"{METADATA_PREFIX}catch_up_overlap"] = str(self.catch_up_overlap)
         if self.priority:
-            metadata[f"{METADATA_PREFIX}priority"] = self.priority
+            metadata[PRIORITY] = self.priority
         for name in ("concurrency_key", "concurrency_position", "max_running_per_key"):
             if (value := getattr(self, name)) is not None:
                 metadata[f"{METADATA_PREFIX}{name}"] = value
@@ -228,7 +229,7 @@ class TaskOptions:
             catch_up=None if catch_up is None else CatchUp(catch_up),
             catch_up_window=None if window is None else timedelta(seconds=window),
             catch_up_overlap=Overlap(metadata.get(f"{METADATA_PREFIX}catch_up_overlap", Overlap.buffer_all)),
-            priority=metadata.get(f"{METADATA_PREFIX}priority", 0),
+            priority=metadata.get(PRIORITY, 0),
             concurrency_key=metadata.get(f"{METADATA_PREFIX}concurrency_key"),
             concurrency_position=metadata.get(f"{METADATA_PREFIX}concurrency_position"),
             max_running_per_key=metadata.get(f"{METADATA_PREFIX}max_running_per_key"),
@@ -325,6 +326,12 @@ def concurrency_key(metadata: Mapping[str, Any], args: Iterable[Any], kwargs: Ma
     plain = to_jsonable_python(value, fallback=str, inf_nan_mode="strings", bytes_mode="base64")
     text = json.dumps(plain, sort_keys=True)
     return text if len(text) <= _LONGEST_KEY else hashlib.sha256(text.encode()).hexdigest()
+
+
+def priority_in(metadata: Mapping[str, Any]) -> int:
+    """Return the priority of a job with this metadata; 0 where there is none that can be one."""
+    priority = metadata.get(PRIORITY, 0)
+    return priority if type(priority) is int and 0 <= priority <= 9 else 0
 
 
 def takes_turns(metadata: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from apscheduler.triggers.date import DateTrigger
 
 from duetime import Duetime, Settings
 from duetime.options import Overlap, TaskOptions
@@ -169,6 +170,27 @@ async def test_of_the_jobs_that_are_due_those_of_a_higher_priority_are_claimed_f
         release.set()
         await eventually(lambda: len(ran) == 7)
     assert ran == ["first", "9", "5", "5", "0", "0", "0"]
+
+
+async def test_of_the_jobs_that_a_node_holds_those_of_a_higher_priority_start_first(database: DatabaseUrl) -> None:
+    release, ran = asyncio.Event(), []
+
+    async def serve(customer: str) -> None:
+        ran.append(customer)
+        if customer == "first":
+            await release.wait()
+
+    async with nodes(database, "a", serve, TaskOptions(overlap=Overlap.allow), max_concurrent_jobs=1) as [a]:
+        await a.scheduler.add_job("serve", args=["first"])
+        await eventually(lambda: ran == ["first"])
+        due = ago(0)
+        for priority in (0, 5, 9, 1):
+            metadata: dict[str, Any] = {"duetime.priority": priority}
+            await a.scheduler.add_schedule("serve", DateTrigger(due), args=[str(priority)], metadata=metadata)
+        await eventually(lambda: len(a.scheduler.store._hand) == 4)
+        release.set()
+        await eventually(lambda: len(ran) == 5)
+    assert ran == ["first", "9", "5", "1", "0"]
 
 
 async def test_a_schedule_of_a_higher_priority_goes_before_others_that_wait_for_a_place(

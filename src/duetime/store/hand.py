@@ -11,6 +11,8 @@ from uuid import UUID
 
 from apscheduler import Job
 
+from ..options import priority_in
+
 
 @dataclass(slots=True, eq=False)
 class Card:
@@ -23,6 +25,7 @@ class Card:
     :ivar is_held: whether the database has it as only held, so that it has to be confirmed before it begins
     :ivar lead: seconds before its time at which it is confirmed
     :ivar decides_overlap: whether an overlapping job is looked for when it starts, because it was claimed ahead
+    :ivar priority: of those whose time has come, the highest starts first
     """
 
     due: float
@@ -33,6 +36,7 @@ class Card:
     contested: bool = False
     is_held: bool = False
     lead: float = 0
+    priority: int = 0
 
     def confirm(self) -> None:
         """Take note that the job is no longer only held: it begins at its time. The card must not be in a hand."""
@@ -45,7 +49,8 @@ _Entry = tuple[float, int, Card]
 
 
 class Hand:
-    """Claimed jobs by the time they may start, earliest first; of the same time in the order they came.
+    """Claimed jobs by the time they may start, earliest first; of the same time in the order they came. Of those whose
+    time has come, a higher priority goes first.
 
     Thousands may be held, and each change of a schedule asks for the jobs of that one: they are found without a look
     at the others.
@@ -54,6 +59,11 @@ class Hand:
     def __init__(self) -> None:
         # A heap, in which entries of cards stay that have been set aside: those that `_is_current` does not know.
         self._entries: list[_Entry] = []
+        # Where some have a priority, those whose time has come are not in that heap but in these two: by what starts
+        # first, and by time.
+        self._ready: list[tuple[int, _Entry]] = []
+        self._overdue: list[_Entry] = []
+        self._prioritized = 0
         self._by_job: dict[UUID, Card] = {}
         self._by_schedule: defaultdict[str, set[UUID]] = defaultdict(set)
         self._order = count()
@@ -67,7 +77,12 @@ class Hand:
     @property
     def next_due(self) -> float | None:
         """When the next job may start; None when there is none."""
-        entries = self._entries
+        due = self._first(self._entries)
+        if not self._overdue:
+            return due
+        return min((each for each in (due, self._first(self._overdue)) if each is not None), default=None)
+
+    def _first(self, entries: list[_Entry]) -> float | None:
         while entries and not self._is_current(entries[0]):
             heapq.heappop(entries)
         return entries[0][0] if entries else None
@@ -92,18 +107,23 @@ class Hand:
         """
         lead = held_for or 0
         number = next(self._order)
-        self._hold(Card(due - lead, number, job, leased_until, decides_overlap, contested, held_for is not None, lead))
+        card = Card(due - lead, number, job, leased_until, decides_overlap, contested, held_for is not None, lead)
+        card.priority = priority_in(job.metadata)
+        self._hold(card)
 
     def put_back(self, cards: Iterable[Card]) -> None:
         """Hold cards again that were drawn or set aside."""
         for card in cards:
             self._hold(card)
-        if len(self._entries) > 2 * len(self._by_job) + 100:
+        if len(self._entries) + len(self._ready) > 2 * len(self._by_job) + 100:
             self._entries = [(card.due, card.order, card) for card in self]
             heapq.heapify(self._entries)
+            self._ready.clear()
+            self._overdue.clear()
 
     def _hold(self, card: Card) -> None:
         job = card.job
+        self._prioritized += card.priority > 0
         self._by_job[job.id] = card
         if job.schedule_id is not None:
             self._by_schedule[job.schedule_id].add(job.id)
@@ -111,6 +131,7 @@ class Hand:
 
     def _give_away(self, card: Card) -> Card:
         job = card.job
+        self._prioritized -= card.priority > 0
         del self._by_job[job.id]
         if job.schedule_id is not None:
             jobs = self._by_schedule[job.schedule_id]
@@ -121,9 +142,23 @@ class Hand:
 
     def draw(self, now: float, most: int) -> list[Card]:
         """Give away up to ``most`` jobs whose time has come."""
+        if self._prioritized or self._ready:
+            return self._draw_by_priority(now, most)
         drawn: list[Card] = []
         while len(drawn) < most and (due := self.next_due) is not None and due <= now:
             drawn.append(self._give_away(heapq.heappop(self._entries)[2]))
+        return drawn
+
+    def _draw_by_priority(self, now: float, most: int) -> list[Card]:
+        while (due := self._first(self._entries)) is not None and due <= now:
+            entry = heapq.heappop(self._entries)
+            heapq.heappush(self._overdue, entry)
+            heapq.heappush(self._ready, (-entry[2].priority, entry))
+        drawn: list[Card] = []
+        while self._ready and len(drawn) < most:
+            _, entry = heapq.heappop(self._ready)
+            if self._is_current(entry):
+                drawn.append(self._give_away(entry[2]))
         return drawn
 
     def has_jobs_of(self, schedule_id: str) -> bool:
@@ -140,6 +175,9 @@ class Hand:
     def clear(self) -> None:
         """Forget all."""
         self._entries.clear()
+        self._ready.clear()
+        self._overdue.clear()
+        self._prioritized = 0
         self._by_job.clear()
         self._by_schedule.clear()
 

@@ -102,9 +102,9 @@ class Relief:
             self._look_later()
             return
         self.is_stuck = not ended
-        overdue = sorted((card.due, card.order, card.job) for card in self._hand if card.due <= now)
+        overdue = sorted((-card.priority, card.due, card.order, card.job) for card in self._hand if card.due <= now)
         soon = int(ended * _SOON / DELAY)
-        if surplus := [job for _, _, job in overdue[soon:]]:
+        if surplus := [job for *_, job in overdue[soon:]]:
             self._give_back(surplus)
         if soon:
             self._look_later()
