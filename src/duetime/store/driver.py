@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
+from asyncpg.pgproto import pgproto
 
 from ..settings import DatabaseUrl
 
@@ -38,6 +39,13 @@ _ARRAYS = {
 # Makes the names of prepared statements this process's own: asyncpg counts from 1 in each, so behind a pooler a session
 # may have another process's statement under the name of ours, and would run it.
 _PROCESS = uuid4().hex[:12]
+
+
+def new_id() -> UUID:
+    """Return a new random id, of the driver's own kind of UUID: that one knows its hash, and a job's id is asked for it
+    some thirty times."""
+    made: UUID = pgproto.UUID(uuid4().bytes)
+    return made
 
 
 class _Named:

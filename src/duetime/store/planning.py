@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from apscheduler import CoalescePolicy, Schedule
 from apscheduler.abc import Trigger
@@ -22,6 +22,7 @@ from ..options import METADATA_PREFIX, SHORTEST_CATCH_UP_WINDOW, CatchUp, Overla
 from ..records import FireState
 from ..threads import Interrupted
 from ..triggers import Limited
+from .driver import new_id
 
 MAX_FIRES = 1000
 """Jobs or coalesced ledger rows that one release of one schedule writes; what is more comes with the next release."""
@@ -334,7 +335,7 @@ def plan(
                 start_deadline=deadline,
                 checks_overlap=False,
                 is_ahead=True,
-                job_id=uuid4(),
+                job_id=new_id(),
             )
         )
     if isinstance(trigger, Limited) and trigger.until is not None:
@@ -414,7 +415,7 @@ def _decide(
                     more.removeprefix("; ") or None,
                     deadline,
                     checks_overlap=len(chosen) == 1 and overlap is None,
-                    job_id=uuid4(),
+                    job_id=new_id(),
                     overlap=overlap,
                 )
             )
