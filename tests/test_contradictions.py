@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from pydantic import ValidationError
 
-from duetime import Failure, Retry, ScheduleOptions
+from duetime import Failure, Retry, ScheduleOptions, options
 from duetime.commands import NewSchedule
 from duetime.contradictions import check
 from duetime.errors import InvalidOptions
@@ -134,3 +134,16 @@ def test_options_of_a_schedule_become_its_metadata_and_only_those_that_are_given
 def test_an_option_without_a_meaning_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScheduleOptions(**wrong)
+
+
+def test_ever_new_options_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each schedule may have a time-out of its own, and there may be millions."""
+    monkeypatch.setattr(options, "_MOST_REMEMBERED", 10)
+    for known in (options._read_before, options._found_good):
+        known.clear()
+    for seconds in range(1, 36):
+        metadata = {"duetime.timeout": seconds}
+        assert TaskOptions.from_metadata(metadata).timeout == timedelta(seconds=seconds)
+        assert options.option_problems(metadata) == []
+        assert len(options._read_before) == len(options._found_good) <= 10
+    assert len(options._read_before) == 5

@@ -34,6 +34,8 @@ ON_FAILURE = f"{METADATA_PREFIX}on_failure"
 PRIORITY = f"{METADATA_PREFIX}priority"
 
 E = TypeVar("E", bound=StrEnum)
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Overlap(StrEnum):
@@ -206,9 +208,7 @@ class TaskOptions:
         except (TypeError, OverflowError) as exc:
             raise ValueError(f"expected options as @task writes them, got: {exc}") from exc
         if key is not None:
-            if len(_read_before) >= _MOST_REMEMBERED:
-                _read_before.clear()
-            _read_before[key] = options
+            _remember(_read_before, key, options)
         return options
 
     @classmethod
@@ -245,6 +245,13 @@ _read_before: dict[tuple[Any, ...], TaskOptions] = {}
 """Options by what they were read from: those of a few tasks are those of all jobs, and each job's are read often."""
 
 
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    """Keep a value, with at most as many others as a process that has been given ever new ones can afford."""
+    if len(known) >= _MOST_REMEMBERED:
+        known.clear()
+    known[key] = value
+
+
 def _key(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what the options in metadata depend on. With the values' types, because ``True == 1``."""
     key: list[Any] = []
@@ -277,13 +284,11 @@ def option_problems(metadata: Mapping[str, Any]) -> list[str]:
         return _problems(metadata)
     found = _problems(metadata)
     if not found:
-        if len(_found_good) >= _MOST_REMEMBERED:
-            _found_good.clear()
-        _found_good.add((names, options))
+        _remember(_found_good, (names, options), None)
     return found
 
 
-_found_good: set[tuple[tuple[str, ...], tuple[Any, ...]]] = set()
+_found_good: dict[tuple[tuple[str, ...], tuple[Any, ...]], None] = {}
 
 
 def _problems(metadata: Mapping[str, Any]) -> list[str]:
