@@ -96,7 +96,7 @@ class PlannedFire:
     start_deadline: datetime | None = None
     # An overlapping job is only looked for by the single fire of normal operation, see plan().
     checks_overlap: bool = True
-    # Planned ahead of its time: whether it overlaps is seen when it starts.
+    # Planned ahead of its time: whether it overlaps is seen when it starts, or by the release if that comes later.
     is_ahead: bool = False
     job_id: UUID | None = None
     # What is made up for has an overlap policy of its own.
@@ -333,7 +333,6 @@ def plan(
                 run_time,
                 FireState.pending,
                 start_deadline=deadline,
-                checks_overlap=False,
                 is_ahead=True,
                 job_id=new_id(),
             )
