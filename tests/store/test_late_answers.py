@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.options import OnCrash, TaskOptions
 from duetime.scheduler import DuetimeScheduler
 from duetime.settings import DatabaseUrl
 
@@ -255,3 +256,40 @@ async def test_a_give_back_that_the_network_has_delayed_does_not_undo_a_later_cl
         name, *arguments = asked[0]
         await fetch(name, *arguments)
         assert await connection.fetchval("select acquired_by from duetime.jobs") == "a"
+
+
+async def test_a_job_that_comes_back_before_the_answer_to_giving_it_back_is_kept(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is claimed anew as soon as it is free; else nobody would run it until the lease ends."""
+    store = node_store(database, "a")
+    async with started(store, silent_broker()):
+        await store.add_job(job := a_job())
+        await store._fill_hand(1)
+        late = LateAnswer("give_back_jobs", monkeypatch)
+        giving = asyncio.create_task(store.give_back([job.id]))
+        await late.made.wait()
+        assert store._known_jobs() == [job.id], "nobody takes it for one whose claim was lost"
+        await store._fill_hand(1)
+        late.comes.set()
+        await giving
+        assert [card.job.id for card in store._hand] == [job.id]
+        assert list(store._attempts) == [job.id]
+
+
+async def test_a_job_that_was_being_confirmed_when_the_node_began_to_stop_goes_back(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for it until the drain time is over: neither the node nor who would run it."""
+    options = TaskOptions(on_crash=OnCrash.abandon)
+    scheduler = node(database, tasks(work, work=options), look_ahead=1)
+    async with running(scheduler):
+        late = LateAnswer("confirm_jobs", monkeypatch)
+        await scheduler.add_schedule("work", DateTrigger(ago(-0.8)), id="s")
+        await late.made.wait()
+        scheduler.store.stopping = True
+        await scheduler.store.stop_claiming()
+        late.comes.set()
+        assert await scheduler.store.wait_until_idle(10)
+        assert await connection.fetchval("select acquired_by is null from duetime.jobs")
+    assert done == []

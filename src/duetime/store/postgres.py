@@ -162,6 +162,9 @@ class PostgresDataStore(SQLAlchemyDataStore):
     # Of each job that was claimed here and has not ended: the number of its attempt, and the scheduler that claimed it.
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
     _claimants: dict[UUID, str] = attrs.field(init=False, factory=dict)
+    # Of these, those that the database has been asked to put back into the queue, or may put back when it is asked
+    # whether they begin; and that have not been claimed anew since, which may come before the answer does.
+    _leaving: set[UUID] = attrs.field(init=False, factory=set)
     # Of those whose earlier attempt has failed: how.
     _last_errors: dict[UUID, str] = attrs.field(init=False, factory=dict)
     _breath: Breath = attrs.field(init=False, factory=Breath)
@@ -231,6 +234,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         self._holds.clear()
         self._attempts.clear()
         self._claimants.clear()
+        self._leaving.clear()
         self._last_errors.clear()
         self._event_broker = event_broker
         self._logger = logger
@@ -824,6 +828,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         starts: set[UUID] = set()
         undecided = {job.id: job for job in jobs}
+        self._leaving.update(undecided)
         channel, _ = self._message([])
         while undecided:
             again: dict[UUID, Job] = {}
@@ -833,12 +838,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 verdict = verdicts[job.id]["verdict"] if job.id in verdicts else "lost"
                 if verdict == "start":
                     starts.add(job.id)
+                    self._leaving.discard(job.id)
                 elif verdict == "again":
                     again[job.id] = job
                 elif verdict == "skip":
                     await self._skip(scheduler_id, job, verdicts[job.id]["reason"])
                 else:
-                    self._let_go(job.id)
+                    self._has_left(job.id)
             if undecided := again:
                 await asyncio.sleep(_ENDING)
         return starts
@@ -892,10 +898,15 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         answer, lost = await self._claim_rows(scheduler_id, lease_duration, look_ahead, limit)
         found = [*lost, *(row for row in answer if row["id"] is not None)]
-        still_here = {each for each in self._attempts if self._claimants.get(each, scheduler_id) == scheduler_id}
+        still_here = {
+            each
+            for each in self._attempts.keys() - self._leaving
+            if self._claimants.get(each, scheduler_id) == scheduler_id
+        }
         for row in found:
             self._attempts[row["id"]] = row["attempt"]
             self._claimants[row["id"]] = scheduler_id
+            self._leaving.discard(row["id"])
             if row["last_error"] is not None:
                 self._last_errors[row["id"]] = row["last_error"]
         new = [row for row in found if row["id"] not in still_here]
@@ -974,7 +985,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Take note that a job is no longer claimed here."""
         self._attempts.pop(job_id, None)
         self._claimants.pop(job_id, None)
+        self._leaving.discard(job_id)
         self._last_errors.pop(job_id, None)
+
+    def _has_left(self, job_id: UUID) -> None:
+        """Take note that a job has gone back into the queue, unless it was claimed anew before that was known."""
+        if job_id in self._leaving:
+            self._let_go(job_id)
 
     async def release_job(self, scheduler_id: str, job: Job, result: JobResult) -> None:
         """Record how an attempt ended: run, fire and result, in one statement that other endings share.
