@@ -294,14 +294,14 @@ class NodeDataStore(PostgresDataStore):
         if not ids:
             return
         hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
-        self._leaving.update(ids)
+        asked = self._may_leave(ids)
         try:
             await self._user_fetch("give_back_jobs", self.identity, ids, self._until_now(), *self._message([hint]))
         except (StoreUnavailable, asyncpg.PostgresError) as exc:
             self._logger.warning("%d claimed jobs stay claimed until their leases end: %s", len(ids), exc)
         finally:
             for each in ids:
-                self._has_left(each)
+                self._has_left(each, asked)
             self._queue_is_due = True
             self._jobs_wake.set()
 
