@@ -18,8 +18,20 @@ from duetime.options import Overlap, TaskOptions
 from duetime.settings import DatabaseUrl
 from duetime.tasks import TaskRegistry
 
-from ..store.parts import LEASE, a_job, a_schedule, a_store, a_task, add, ago, every, node_store, result_of
-from ..store.parts import silent_broker, started
+from ..store.parts import (
+    LEASE,
+    a_job,
+    a_schedule,
+    a_store,
+    a_task,
+    add,
+    ago,
+    every,
+    node_store,
+    result_of,
+    silent_broker,
+    started,
+)
 from ..waiting import eventually
 from .desk import schedule
 from .fleet import Fleet, fleet_on

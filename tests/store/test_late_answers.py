@@ -21,7 +21,21 @@ from duetime.scheduler import DuetimeScheduler
 from duetime.settings import DatabaseUrl
 
 from ..waiting import eventually
-from .parts import a_job, a_schedule, a_store, a_task, ago, every, fire, node, node_store, running, silent_broker, started, tasks
+from .parts import (
+    a_job,
+    a_schedule,
+    a_store,
+    a_task,
+    ago,
+    every,
+    fire,
+    node,
+    node_store,
+    running,
+    silent_broker,
+    started,
+    tasks,
+)
 
 done: list[str] = []
 
