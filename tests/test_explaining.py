@@ -131,6 +131,25 @@ async def test_what_is_no_fire_time_is_told_from_what_lies_ahead(database: Datab
         await asked(service, "s", tomorrow + HOUR, Answer.not_a_fire_time, "every day at 09:00 (UTC)")
 
 
+async def test_a_fire_is_not_looked_for_before_the_second_that_is_asked_about(database: DatabaseUrl) -> None:
+    async with a_service(database) as service:
+        await service.add(new(id="s", trigger={"type": "interval", "hours": 1, "start": "2026-01-01T00:00:00.75Z"}))
+        hour = now().replace(minute=0, second=0, microsecond=0) + HOUR
+        await asked(service, "s", hour, Answer.not_yet)
+        await asked(service, "s", hour + timedelta(seconds=1), Answer.not_a_fire_time)
+
+
+async def test_whole_seconds_mean_the_fire_within_them_when_a_schedule_has_ended_or_is_paused(
+    database: DatabaseUrl,
+) -> None:
+    async with a_service(database) as service:
+        every_hour = {"type": "interval", "hours": 1, "start": "2026-01-01T00:00:00.75Z"}
+        hour = now().replace(minute=0, second=0, microsecond=0) + HOUR
+        await service.add(new(id="s", trigger=every_hour, expires_at=hour + HOUR + timedelta(seconds=0.5)))
+        await asked(service, "s", hour, Answer.not_yet)
+        await asked(service, "s", hour + HOUR, Answer.expired, "It expires at")
+
+
 async def test_a_life_has_a_beginning_and_an_end(database: DatabaseUrl) -> None:
     async with a_service(database) as service:
         added = await service.add(new(id="s", trigger=EVERY_SECOND))
@@ -219,7 +238,9 @@ async def test_history_follows_a_new_name_and_the_old_one_leads_to_it(database: 
     async with a_service(database) as service:
         await service.add(new(id="old", trigger=EVERY_SECOND))
         fire = await first_fire(service, "old", "succeeded")
+        before = now()
         await service.update("old", ScheduleChange(id="middle"))
+        await asked(service, "old", before, Answer.renamed, "It was renamed to 'middle'")
         await service.update("middle", ScheduleChange(id="new"))
         await asked(service, "new", fire.fire_time, Answer.ran)
         await asked(service, "old", fire.fire_time, Answer.ran)
