@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,9 @@ LATE = timedelta(seconds=10)
 
 BACKFILLED = "backfilled"
 """How the reason of a fire begins that a backfill has made."""
+
+_STANDS_FOR = re.compile(r"the one at (\S+) (?:stands|runs) for all")
+"""How the reason of a coalesced fire names the other one; older rows say that it runs."""
 
 _ANSWERS = {
     FireState.pending: Answer.pending,
@@ -76,7 +80,7 @@ class Explanations:
                 schedule_id=schedule_id,
                 at=at,
                 answer=_ANSWERS[fire.state],
-                because=" ".join(_of_fire(fire, made, now)),
+                because=" ".join(_of_fire(fire, made, await self._standing_for(fire), now)),
                 fire=fire,
                 runs=made,
                 changes=[each for each in changes if abs(each.at - at) < timedelta(days=1)],
@@ -101,6 +105,15 @@ class Explanations:
             schedule_id=schedule_id, at=at, answer=answer, because=because, changes=changes[-20:]
         )
 
+    async def _standing_for(self, fire: records.Fire) -> records.Fire | None:
+        """Return the fire that a fire was coalesced into, which is not sure to have run; None if it is not known."""
+        named = _STANDS_FOR.search(fire.reason or "") if fire.state is FireState.coalesced else None
+        if named is None:
+            return None
+        at = datetime.fromisoformat(named[1])
+        found = await self._reads.fires(limit=1, schedule_id=fire.schedule_id, start=at, end=at)
+        return records.Fire(**found[0]) if found else None
+
 
 def _until(at: datetime) -> datetime:
     """Return the last instant that is meant with one: whole seconds also mean a fire within that second."""
@@ -111,7 +124,9 @@ def _change(row: Mapping[str, Any]) -> records.Change:
     return records.Change(at=row["at"], change=row["change"], detail=json.loads(row["detail"]))
 
 
-def _of_fire(fire: records.Fire, runs: Sequence[records.Run], now: datetime) -> Iterator[str]:
+def _of_fire(
+    fire: records.Fire, runs: Sequence[records.Run], other: records.Fire | None, now: datetime
+) -> Iterator[str]:
     due = fire.run_time or fire.fire_time
     started = next((run for run in reversed(runs) if run.started_at is not None), None)
     match fire.state:
@@ -130,7 +145,9 @@ def _of_fire(fire: records.Fire, runs: Sequence[records.Run], now: datetime) -> 
         case FireState.skipped:
             yield "It did not run."
         case FireState.coalesced:
-            yield "Another fire ran for it."
+            yield "Another fire stands for it" + (
+                "." if other is None else f": {_shown(other.fire_time)}, {other.state}."
+            )
         case FireState.missed:
             yield "It was too late to start."
         case FireState.cancelled:
@@ -201,7 +218,7 @@ def _of_absence(case: _Case) -> tuple[Answer, str]:
     if case.following is not None and "coalesced into it without a row" in (case.following.reason or ""):
         return Answer.coalesced, (
             f"So many fires were due at once that not each has a row: the one of "
-            f"{_shown(case.following.fire_time)} ran for all."
+            f"{_shown(case.following.fire_time)} stands for all."
         )
     return Answer.unknown, "Nothing is recorded of that instant."
 
@@ -217,6 +234,9 @@ def _of_another_life(case: _Case) -> tuple[Answer, str]:
         if change.at > case.at:
             if change.change == "renamed":
                 return _of_a_renamed(change)
+            limit = change.detail.get("expires_at") if change.change == "finished" else None
+            if limit is not None and datetime.fromisoformat(str(limit)) <= case.at:
+                return Answer.expired, f"It expired at {limit}."
             created = change.detail.get("created_at")
             if created is not None and datetime.fromisoformat(str(created)) <= case.at:
                 return Answer.unknown, (
