@@ -153,6 +153,26 @@ async def test_a_coalesce_policy_that_the_stored_catch_up_contradicts_is_refused
             await service.update("s", change(options={"coalesce": "latest"}))
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"type": "interval", "seconds": 300},
+        {"type": "interval", "minutes": 4, "seconds": 60},
+        {"type": "text", "text": "every 300 seconds"},
+    ],
+)
+async def test_the_same_interval_in_another_unit_does_not_move_the_next_fire(
+    database: DatabaseUrl, again: dict[str, Any]
+) -> None:
+    async with a_service(database) as service:
+        await service.add(new(id="s", trigger={"type": "interval", "minutes": 5}))
+        await eventually(lambda: calls)
+        before = await service.get("s")
+        assert (await service.update("s", change(trigger=again))).next_fire_time == before.next_fire_time
+        other = await service.update("s", change(trigger={"type": "interval", "seconds": 301}))
+        assert other.next_fire_time != before.next_fire_time
+
+
 async def test_another_trigger_moves_the_next_fire(database: DatabaseUrl) -> None:
     async with a_service(database) as service:
         await service.add(new(id="s", trigger={"type": "interval", "hours": 1}))

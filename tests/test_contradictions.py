@@ -145,6 +145,7 @@ def test_options_of_a_schedule_become_its_metadata_and_only_those_that_are_given
     "wrong",
     [
         {"start_deadline": -1},
+        {"misfire_grace_time": 0},
         {"pause_on_failure": -1},
         {"pause_on_failure": 101},
         {"on_failure": "x" * 501},

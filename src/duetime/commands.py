@@ -36,7 +36,7 @@ class ScheduleOptions(Command):
     ] = None
     misfire_grace_time: Annotated[
         float | None,
-        Field(ge=0, le=LONGEST, description="Seconds a start may be late before the fire counts as missed."),
+        Field(gt=0, le=LONGEST, description="Seconds a start may be late before the fire counts as missed."),
     ] = None
     coalesce: Annotated[
         Literal["earliest", "latest", "all"] | None, Field(description="Which fires run when several are due at once.")

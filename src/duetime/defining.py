@@ -15,7 +15,7 @@ from apscheduler.triggers.combining import OrTrigger
 from . import contradictions
 from .commands import NewSchedule, ScheduleOptions
 from .errors import DuetimeError, FiresTooOften, InvalidRequest, InvalidSchedule, TriggerNeverFires
-from .options import METADATA_PREFIX
+from .options import METADATA_PREFIX, SHORTEST_CATCH_UP_WINDOW, CatchUp, TaskOptions
 from .store.adding import check_schedule_id
 from .store.rows import ENGINE, TAGS
 from .tasks import RegisteredTask, TaskRegistry, storable
@@ -59,6 +59,14 @@ class Definition:
     metadata: dict[str, Any]
     options: dict[str, Any]
     """Those that are APScheduler's own, as ``add_schedule`` takes them."""
+
+
+def is_too_late(definition: Definition, late: timedelta, grace_time: float | None) -> bool:
+    """Return whether a date that lies so far in the past is missed: beyond its grace time (seconds) or its catch-up."""
+    options = TaskOptions.from_metadata({**definition.task.options.to_metadata(), **definition.metadata})
+    window = SHORTEST_CATCH_UP_WINDOW if options.catch_up is CatchUp.none else options.catch_up_window
+    grace = None if grace_time is None else timedelta(seconds=grace_time)
+    return any(limit is not None and late > limit for limit in (grace, window))
 
 
 class Problems:
@@ -268,9 +276,20 @@ def says_the_same(spec: TriggerSpec, stored: Trigger, now: datetime) -> bool:
                 wanted.pop(_COUNTED_FROM[wanted["type"]], None)
         _take_start(wanted, form)
         one, other = (parse_json(each, now=now) for each in (wanted, form))
-        return to_json(one, now=now) == to_json(other, now=now)
+        return _in_one_unit(to_json(one, now=now)) == _in_one_unit(to_json(other, now=now))
     except DuetimeError:  # one of them has no fire time left, or no JSON form
         return False
+
+
+def _in_one_unit(form: dict[str, Any]) -> dict[str, Any]:
+    """Return a trigger's JSON form with 300 seconds for 5 minutes, and for 4 minutes and 60 seconds; members too."""
+    if "triggers" in form:
+        return {**form, "triggers": [_in_one_unit(member) for member in form["triggers"]]}
+    if form.get("type") != "interval":
+        return form
+    units = ("weeks", "days", "hours", "minutes", "seconds")
+    length = timedelta(**{unit: form[unit] for unit in units if unit in form})
+    return {**{name: value for name, value in form.items() if name not in units}, "length": length}
 
 
 _COUNTED_FROM = {"interval": "start", "rrule": "start", "calendar_interval": "start_date"}
