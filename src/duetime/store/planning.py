@@ -394,7 +394,7 @@ def _decide(
     fires: list[PlannedFire] = []
     for position, fire_time in enumerate(due):
         if fire_time not in runs:
-            reason = f"{len(due) + passed} fires were due at once; the one at {chosen[0].isoformat()} runs for all"
+            reason = f"{len(due) + passed} fires were due at once; the one at {chosen[0].isoformat()} stands for all"
             fires.append(PlannedFire(fire_time, fire_time, FireState.coalesced, reason))
             continue
         after = due[position + 1] if position + 1 < len(due) else following
