@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from pydantic import ValidationError
 
 from duetime.commands import FireQuery, NewSchedules, ScheduleChange, ScheduleQuery, Selection
 from duetime.errors import (
@@ -137,6 +138,39 @@ async def test_the_same_trigger_said_again_does_not_move_the_next_fire(
             after = await service.update("s", change(trigger=again, tags=["x"]))
             assert after.next_fire_time == before.next_fire_time
             assert after.trigger == before.trigger
+
+
+@pytest.mark.parametrize("name", ["id", "task", "args", "kwargs", "trigger", "tags", "metadata", "options"])
+def test_null_is_refused_for_what_a_schedule_always_has(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"null only for expires_at, max_fires, owner, got it for {name}"):
+        change(**{name: None})
+
+
+async def test_a_coalesce_policy_that_the_stored_catch_up_contradicts_is_refused(database: DatabaseUrl) -> None:
+    async with a_service(database) as service:
+        await service.add(new(id="s", options={"catch_up": "all"}))
+        with pytest.raises(InvalidOptions, match="coalesce to be 'all' or left out with catch_up='all', got 'latest'"):
+            await service.update("s", change(options={"coalesce": "latest"}))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"type": "interval", "seconds": 300},
+        {"type": "interval", "minutes": 4, "seconds": 60},
+        {"type": "text", "text": "every 300 seconds"},
+    ],
+)
+async def test_the_same_interval_in_another_unit_does_not_move_the_next_fire(
+    database: DatabaseUrl, again: dict[str, Any]
+) -> None:
+    async with a_service(database) as service:
+        await service.add(new(id="s", trigger={"type": "interval", "minutes": 5}))
+        await eventually(lambda: calls)
+        before = await service.get("s")
+        assert (await service.update("s", change(trigger=again))).next_fire_time == before.next_fire_time
+        other = await service.update("s", change(trigger={"type": "interval", "seconds": 301}))
+        assert other.next_fire_time != before.next_fire_time
 
 
 async def test_another_trigger_moves_the_next_fire(database: DatabaseUrl) -> None:
@@ -385,16 +419,19 @@ async def test_many_are_stored_only_if_all_can_be_and_every_problem_is_listed_wi
             {"task": "work", "triger": LATER},
             {"task": "work", "trigger": LATER, "id": "a"},
             {"task": "work", "trigger": {"type": "cron", "expression": "x"}},
+            {"task": "work", "trigger": LATER, "options": {"overlap": "buffer_on", "coalesce": "lates"}},
         ]
     }
     async with a_service(database) as service:
         with pytest.raises(InvalidSchedule) as caught:
             await service.add_all(NewSchedules.model_validate(body))
         places = [detail["where"] for detail in caught.value.details]
-        assert {place.partition(".")[0] for place in places} == {f"schedules[{n}]" for n in (1, 2, 3, 4)}
+        assert {place.partition(".")[0] for place in places} == {f"schedules[{n}]" for n in (1, 2, 3, 4, 5)}
         problems = " ".join(detail["problem"] for detail in caught.value.details)
         assert "did you mean 'work'?" in problems
         assert "did you mean 'trigger'?" in problems
+        assert "did you mean 'buffer_one'?" in problems
+        assert "did you mean 'latest'?" in problems
         assert await connection.fetchval("select count(*) from duetime.schedules") == 0
 
 
@@ -411,6 +448,7 @@ async def test_many_are_refused_if_an_id_is_taken(database: DatabaseUrl, connect
     [
         {},
         {"dry_run": True},
+        {"search": ""},
         {"ids": ["a"], "tag": "x"},
         {"everything": True, "tag": "x"},
         {"ids": ["a", "nothing"]},
@@ -454,12 +492,17 @@ async def test_a_selection_means_what_fits_all_its_filters(
 # -- at the door ------------------------------------------------------------------------------------------------------
 
 SECONDLY = {"type": "rrule", "rrule": "FREQ=SECONDLY"}
+EVERY_DAY = {"type": "rrule", "rrule": "FREQ=DAILY"}
 
 
 async def test_an_endless_rule_that_fires_every_second_is_refused_unless_it_is_permitted(
     database: DatabaseUrl,
 ) -> None:
     async with a_service(database) as service:
+        for member in (SECONDLY, {**SECONDLY, "exclude": ["12-25"]}):
+            with pytest.raises(FiresTooOften, match="every 1 s for ever"):
+                await service.add(new(trigger={"type": "or", "triggers": [EVERY_MINUTE, member]}))
+        await service.add(new(trigger={"type": "or", "triggers": [EVERY_SECOND, EVERY_DAY]}, paused=True))
         with pytest.raises(FiresTooOften, match="every 1 s for ever"):
             await service.add(new(trigger=SECONDLY))
         await service.add(new(trigger=SECONDLY, max_fires=1, paused=True))

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from duetime import Failure, Retry, ScheduleOptions, options
 from duetime.commands import NewSchedule
 from duetime.contradictions import check
-from duetime.errors import InvalidOptions
+from duetime.errors import InvalidOptions, InvalidSchedule
 from duetime.options import Overlap, TaskOptions
 from duetime.settings import DatabaseUrl
 from duetime.tasks import TaskRegistry
 
 from .nodes.test_limits import nodes
+from .services import a_service, new
 
 NINE = datetime(2026, 6, 1, 9, tzinfo=UTC)
 EVERY_MINUTE = [NINE + timedelta(minutes=n) for n in range(5)]
@@ -102,6 +103,25 @@ async def test_a_new_schedule_is_checked_with_the_options_of_its_task_and_nothin
         assert shown.options["timeout"] is None
 
 
+async def test_a_schedule_that_fires_once_may_be_tried_again_for_as_long_as_it_likes(database: DatabaseUrl) -> None:
+    async with a_service(database) as service:
+        retry = {"max_attempts": 10, "backoff": 100}
+        every = {"type": "interval", "minutes": 5}
+        await service.add(new(trigger=every, max_fires=1, options={"retry": retry}, paused=True))
+        with pytest.raises(InvalidOptions, match="before the next fire"):
+            await service.add(new(trigger=every, max_fires=2, options={"retry": retry}))
+
+
+async def test_contradictory_options_are_all_said_at_once_whatever_else_is_wrong(database: DatabaseUrl) -> None:
+    options = {"catch_up": "none", "catch_up_window": 60, "retry": {"max_attempts": 2, "backoff": 9, "max_backoff": 1}}
+    async with a_service(database) as service:
+        with pytest.raises(InvalidSchedule) as refused:
+            await service.add(new(task="nothing", options={**options, "on_failure": "nobody"}))
+        problems = " ".join(detail["problem"] for detail in refused.value.details)
+        for each in ("'nothing'", "no catch_up_window", "backoff of at most max_backoff", "'nobody'"):
+            assert each in problems
+
+
 def test_zero_and_an_empty_text_switch_off_what_the_task_has() -> None:
     of_task = TaskOptions(timedelta(1), start_deadline=timedelta(1), on_failure="alert", pause_on_failure=3)
     off = ScheduleOptions(timeout=0, start_deadline=0, on_failure="", pause_on_failure=0).to_metadata()
@@ -125,6 +145,7 @@ def test_options_of_a_schedule_become_its_metadata_and_only_those_that_are_given
     "wrong",
     [
         {"start_deadline": -1},
+        {"misfire_grace_time": 0},
         {"pause_on_failure": -1},
         {"pause_on_failure": 101},
         {"on_failure": "x" * 501},

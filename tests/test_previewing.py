@@ -8,10 +8,13 @@ from typing import Any
 import asyncpg
 import pytest
 
+from duetime.commands import FireQuery
 from duetime.records import Verdict
+from duetime.service import Service
 from duetime.settings import DatabaseUrl
 
 from .services import EVERY_MINUTE, LATER, a_service, new
+from .waiting import eventually
 
 BERLIN_AT_HALF_PAST_TWO = {"type": "cron", "expression": "30 2 * 3 sun", "timezone": "Europe/Berlin"}
 
@@ -97,6 +100,24 @@ async def test_a_date_in_the_past_is_doubtful(database: DatabaseUrl) -> None:
     assert preview.verdict is Verdict.doubtful
     assert preview.upcoming[0].fire_time == datetime(2020, 1, 1, tzinfo=UTC)
     assert "would run at once" in preview.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"misfire_grace_time": 60}, {"catch_up": "none"}, {"catch_up_window": 60, "misfire_grace_time": 10**9}]
+)
+async def test_a_date_that_is_beyond_its_grace_time_or_its_catch_up_is_said_to_be_missed_and_is(
+    database: DatabaseUrl, options: dict[str, Any]
+) -> None:
+    past = new(id="s", trigger={"type": "date", "run_at": "2026-01-01T00:00:00Z"}, options=options)
+    async with a_service(database) as service:
+        assert "it would be missed" in (await service.preview(past)).warnings[0]
+        assert "its fire is missed" in ((await service.add(past)).note or "")
+        fires = await eventually(lambda: ended(service))
+        assert [fire.state for fire in fires] == ["missed"]
+
+
+async def ended(service: Service) -> Any:
+    return [fire for fire in (await service.fires(FireQuery(schedule_id="s"))).items if fire.state != "pending"]
 
 
 async def test_what_the_limits_leave_is_shown(database: DatabaseUrl) -> None:

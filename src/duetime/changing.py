@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -181,6 +182,8 @@ class Changes:
         :raises InvalidRequest: if nothing says which are meant, or more than 10,000 are
         """
         filters = selection.model_dump(include={"ids", "task", "tag", "state", "owner", "search"}, exclude_none=True)
+        if selection.search == "":
+            del filters["search"]  # it is a part of every id, and "all of them" has to be said
         if not filters and not selection.everything:
             raise InvalidRequest(
                 "expected ids or a filter (task, tag, state, owner, search) that says which schedules are meant, got "
@@ -243,7 +246,10 @@ class Changes:
         if given & {"task", "trigger", "options", "expires_at"}:
             expires_at = None if change.options is None or change.options.retry is None else metadata.get(EXPIRES_AT)
             fires = stored.trigger if trigger is None else trigger[0]
-            check = partial(contradictions.check_schedule, metadata, self._registry, fires, _moment(expires_at), now)
+            coalesce = None if change.options is None else change.options.coalesce
+            check = partial(
+                contradictions.check_schedule, metadata, self._registry, fires, _moment(expires_at), now, coalesce
+            )
             # A search for fire times may take longer than the event loop may be held (promise 7).
             await asyncio.to_thread(problems.of, check)
         problems.raise_any("a change that can work")
@@ -411,6 +417,10 @@ def _shape_problem(error: Any, where: str) -> dict[str, Any]:
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error["loc"])
     name = str(error["loc"][-1]) if error["loc"] else ""
     problem = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in ("enum", "literal_error"):
+        expected = str(error["ctx"]["expected"])
+        hint = did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", expected))
+        problem = f"expected {expected}, got {error['input']!r:.80}{hint}"
     if error["type"] == "extra_forbidden":
         problem = f"expected a known field, got {name!r}{did_you_mean(name, NewSchedule.model_fields)}"
     return {"code": "invalid_request", "where": where + "".join(steps), "problem": problem}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, SkipValidation, model_validator
 
@@ -36,11 +36,10 @@ class ScheduleOptions(Command):
     ] = None
     misfire_grace_time: Annotated[
         float | None,
-        Field(ge=0, le=LONGEST, description="Seconds a start may be late before the fire counts as missed."),
+        Field(gt=0, le=LONGEST, description="Seconds a start may be late before the fire counts as missed."),
     ] = None
     coalesce: Annotated[
-        str | None,
-        Field(pattern="^(earliest|latest|all)$", description="Which fires run when several are due at once."),
+        Literal["earliest", "latest", "all"] | None, Field(description="Which fires run when several are due at once.")
     ] = None
     catch_up: Annotated[
         CatchUp | None,
@@ -220,6 +219,21 @@ class ScheduleChange(Command):
             description="It is finished after so many fires. Those since it was first given a maximum count.",
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _take_away_what_can_be(self) -> Self:
+        """Refuse null for what a schedule always has, instead of taking it for "left out"."""
+        kept = [name for name in sorted(self.model_fields_set - _REMOVABLE) if getattr(self, name) is None]
+        if kept:
+            raise ValueError(
+                f"expected null only for {', '.join(sorted(_REMOVABLE))}, got it for {', '.join(kept)}: leave out what "
+                f"stays as it is; [] and {{}} are empty"
+            )
+        return self
+
+
+_REMOVABLE = frozenset({"owner", "expires_at", "max_fires"})
+"""What null takes away from a schedule."""
 
 
 class NewJob(Command):

@@ -10,7 +10,7 @@ from typing import Any
 from apscheduler.abc import Trigger
 
 from .errors import InvalidArguments, InvalidOptions, UnknownTask
-from .options import Overlap, TaskOptions, option_problems
+from .options import METADATA_PREFIX, CatchUp, Overlap, TaskOptions, option_problems
 from .records import Failure, FireState
 from .tasks import TaskRegistry
 from .triggers import upcoming
@@ -34,23 +34,40 @@ def check_schedule(
     trigger: Trigger | None,
     expires_at: datetime | None,
     now: datetime,
+    coalesce: str | None = None,
 ) -> None:
     """Do nothing if the options in a schedule's metadata, its task's included, can all be meant.
 
     :param registry: where ``on_failure`` is looked up
     :param trigger: when the schedule fires; None: that is not known
     :param expires_at: when its attempts have to be over; None: at no time
+    :param coalesce: the policy that the caller has given; None: none
     :raises InvalidOptions: with one detail for each that cannot
     """
-    if wrong := option_problems(metadata):
-        raise InvalidOptions(
-            f"expected {'; expected '.join(wrong)}.",
-            details=[{"where": "options", "problem": f"expected {problem}"} for problem in wrong],
-        )
-    options = TaskOptions.from_metadata(metadata)
+    wrong = [*option_problems(metadata), *_contradicted(coalesce, metadata.get(f"{METADATA_PREFIX}catch_up"))]
+    details = [{"where": "options", "problem": f"expected {problem}"} for problem in wrong]
+    try:
+        options = TaskOptions.from_metadata(metadata)
+    except ValueError:  # which is among what is wrong
+        options = TaskOptions()
     looks_ahead = trigger is not None and options.retry.max_attempts > 1 and options.overlap is not Overlap.allow
     fires = upcoming(trigger, _LOOKED_AT) if trigger is not None and looks_ahead else []
-    check(options, registry, fires, None if expires_at is None else expires_at - now)
+    try:
+        check(options, registry, fires, None if expires_at is None else expires_at - now)
+    except InvalidOptions as exc:
+        if not wrong:
+            raise
+        details += exc.details
+    if details:
+        raise InvalidOptions(f"{'; '.join(each['problem'] for each in details)}.", details=details)
+
+
+def _contradicted(coalesce: str | None, catch_up: Any) -> Iterator[str]:
+    if coalesce is not None and catch_up in (CatchUp.all, CatchUp.latest) and coalesce != catch_up:
+        yield (
+            f"coalesce to be {str(catch_up)!r} or left out with catch_up={str(catch_up)!r}, got {coalesce!r}: both say "
+            f"which of several due fires run"
+        )
 
 
 def check(

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from apscheduler import CoalescePolicy
 from apscheduler.abc import Trigger
+from apscheduler.triggers.combining import OrTrigger
 
 from . import contradictions
 from .commands import NewSchedule, ScheduleOptions
 from .errors import DuetimeError, FiresTooOften, InvalidRequest, InvalidSchedule, TriggerNeverFires
-from .options import METADATA_PREFIX
+from .options import METADATA_PREFIX, SHORTEST_CATCH_UP_WINDOW, CatchUp, TaskOptions
 from .store.adding import check_schedule_id
 from .store.rows import ENGINE, TAGS
 from .tasks import RegisteredTask, TaskRegistry, storable
@@ -58,6 +59,14 @@ class Definition:
     metadata: dict[str, Any]
     options: dict[str, Any]
     """Those that are APScheduler's own, as ``add_schedule`` takes them."""
+
+
+def is_too_late(definition: Definition, late: timedelta, grace_time: float | None) -> bool:
+    """Return whether a date that lies so far in the past is missed: beyond its grace time (seconds) or its catch-up."""
+    options = TaskOptions.from_metadata({**definition.task.options.to_metadata(), **definition.metadata})
+    window = SHORTEST_CATCH_UP_WINDOW if options.catch_up is CatchUp.none else options.catch_up_window
+    grace = None if grace_time is None else timedelta(seconds=grace_time)
+    return any(limit is not None and late > limit for limit in (grace, window))
 
 
 class Problems:
@@ -121,17 +130,18 @@ def define(
     bound = problems.of(lambda: task.bind(new.args, new.kwargs)) if task is not None else None
     trigger = problems.of(lambda: checked_trigger(parse(new.trigger, now=now), rules, new.expires_at, new.max_fires))
     metadata = problems.of(lambda: metadata_of(new))
-    if task is not None:
-        meant = {**task.options.to_metadata(), **new.options.to_metadata()}
-        expires_at = None if new.options.retry is None else new.expires_at
-        problems.of(lambda: contradictions.check_schedule(meant, registry, trigger, expires_at, now))
-    if len(problems.found) > before or task is None or bound is None or trigger is None or metadata is None:
+    meant = {**({} if task is None else task.options.to_metadata()), **new.options.to_metadata()}
+    fires = None if trigger is None else limited(trigger, new.expires_at, new.max_fires)
+    expires_at = None if new.options.retry is None else new.expires_at
+    coalesce = new.options.coalesce
+    problems.of(lambda: contradictions.check_schedule(meant, registry, fires, expires_at, now, coalesce))
+    if len(problems.found) > before or task is None or bound is None or fires is None or metadata is None:
         return None
     return Definition(
         task,
         storable(bound[0]),
         storable(bound[1]),
-        limited(trigger, new.expires_at, new.max_fires),
+        fires,
         metadata,
         stock_options(new.options),
     )
@@ -151,7 +161,7 @@ def checked_trigger(trigger: Trigger, rules: Rules, expires_at: datetime | None,
     :raises FiresTooOften: if its fires are closer together than is allowed
     """
     # Looking ahead takes long for some triggers: no further than is needed, on the event loop (promise 7).
-    looks_closely = rules.min_interval is not None or _is_endless_rule(trigger, expires_at, max_fires)
+    looks_closely = rules.min_interval is not None
     times = upcoming(trigger, _LOOKED_AT if looks_closely else 1) if looks_closely or expires_at is not None else []
     if expires_at is not None and times and times[0] >= expires_at:
         problem = f"its first fire, {times[0].isoformat()}, is not before it expires, at {expires_at.isoformat()}"
@@ -160,36 +170,53 @@ def checked_trigger(trigger: Trigger, rules: Rules, expires_at: datetime | None,
             f"expires_at or leave it out.",
             details=[{"where": "expires_at", "problem": problem}],
         )
-    least = min((later - earlier for earlier, later in pairwise(_instants(times))), default=None)
-    if least is None:
+    if rules.min_interval is None:
+        if expires_at is None and max_fires is None:
+            _check_endless_rules(trigger)
         return trigger
-    if rules.min_interval is not None and least < rules.min_interval:
+    least = _least(times)
+    if least is not None and least < rules.min_interval:
         problem = f"fires {least.total_seconds():g} s apart, and {rules.min_interval.total_seconds():g} s are the least"
         raise FiresTooOften(
             f"expected fires at least {rules.min_interval.total_seconds():g} s apart, got {least.total_seconds():g} s. "
             f"Make it rarer, or lower DUETIME_MIN_INTERVAL.",
             details=[{"where": "trigger", "problem": problem}],
         )
-    if rules.min_interval is None and least < _FREQUENT and _is_endless_rule(trigger, expires_at, max_fires):
+    return trigger
+
+
+def _check_endless_rules(trigger: Trigger) -> None:
+    """Do nothing if each RRULE without an end, members of an "or" too, fires less often than every other second.
+
+    :raises FiresTooOften: if one does not
+    """
+    if isinstance(trigger, OrTrigger):
+        for member in trigger.triggers:
+            _check_endless_rules(member)
+        return
+    inner = getattr(trigger, "inner", trigger)
+    if isinstance(inner, OrTrigger):
+        _check_endless_rules(inner)
+    if not isinstance(inner, RRule) or inner.rule.count is not None or inner.rule.until is not None:
+        return
+    least = _least(upcoming(trigger, _LOOKED_AT))
+    if least is not None and least < _FREQUENT:
         raise FiresTooOften(
             f"expected an RRULE that ends, or that fires less often, got one that fires every "
             f"{least.total_seconds():g} s for ever. Give it a COUNT or UNTIL, an INTERVAL or a larger FREQ; or set "
             f"DUETIME_MIN_INTERVAL={least.total_seconds():g} to permit it.",
             details=[{"where": "trigger", "problem": f"it fires every {least.total_seconds():g} s for ever"}],
         )
-    return trigger
+
+
+def _least(times: Sequence[datetime]) -> timedelta | None:
+    """Return the shortest time between two fires; None if there are no two."""
+    return min((later - earlier for earlier, later in pairwise(_instants(times))), default=None)
 
 
 def _instants(times: Sequence[datetime]) -> Iterator[datetime]:
     # Times of one zone are subtracted by the clock on the wall, which goes back once a year.
     return (time.astimezone(UTC) for time in times)
-
-
-def _is_endless_rule(trigger: Trigger, expires_at: datetime | None, max_fires: int | None) -> bool:
-    if expires_at is not None or max_fires is not None:
-        return False
-    trigger = getattr(trigger, "inner", trigger)
-    return isinstance(trigger, RRule) and trigger.rule.count is None and trigger.rule.until is None
 
 
 def stock_options(options: ScheduleOptions) -> dict[str, Any]:
@@ -249,9 +276,20 @@ def says_the_same(spec: TriggerSpec, stored: Trigger, now: datetime) -> bool:
                 wanted.pop(_COUNTED_FROM[wanted["type"]], None)
         _take_start(wanted, form)
         one, other = (parse_json(each, now=now) for each in (wanted, form))
-        return to_json(one, now=now) == to_json(other, now=now)
+        return _in_one_unit(to_json(one, now=now)) == _in_one_unit(to_json(other, now=now))
     except DuetimeError:  # one of them has no fire time left, or no JSON form
         return False
+
+
+def _in_one_unit(form: dict[str, Any]) -> dict[str, Any]:
+    """Return a trigger's JSON form with 300 seconds for 5 minutes, and for 4 minutes and 60 seconds; members too."""
+    if "triggers" in form:
+        return {**form, "triggers": [_in_one_unit(member) for member in form["triggers"]]}
+    if form.get("type") != "interval":
+        return form
+    units = ("weeks", "days", "hours", "minutes", "seconds")
+    length = timedelta(**{unit: form[unit] for unit in units if unit in form})
+    return {**{name: value for name, value in form.items() if name not in units}, "length": length}
 
 
 _COUNTED_FROM = {"interval": "start", "rrule": "start", "calendar_interval": "start_date"}

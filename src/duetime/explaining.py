@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,8 +24,8 @@ LATE = timedelta(seconds=10)
 BACKFILLED = "backfilled"
 """How the reason of a fire begins that a backfill has made."""
 
-_TOLERANCE = timedelta(seconds=1)
-"""An instant of whole seconds also means a fire within that second."""
+_STANDS_FOR = re.compile(r"the one at (\S+) (?:stands|runs) for all")
+"""How the reason of a coalesced fire names the other one; older rows say that it runs."""
 
 _ANSWERS = {
     FireState.pending: Answer.pending,
@@ -42,6 +43,7 @@ _ANSWERS = {
 class _Case:
     """All that is known of a schedule and an instant that has no ledger row."""
 
+    schedule_id: str
     at: datetime
     now: datetime
     row: Mapping[str, Any] | None
@@ -68,8 +70,7 @@ class Explanations:
         """
         if NEVER_STORED.search(schedule_id):
             raise ScheduleNotFound(schedule_id)
-        until = at if at.microsecond else at + _TOLERANCE - timedelta(microseconds=1)
-        found = await self._reads.fires(limit=1, schedule_id=schedule_id, start=at, end=until)
+        found = await self._reads.fires(limit=1, schedule_id=schedule_id, start=at, end=_until(at))
         changes = [_change(each) for each in await self._reads.changes(schedule_id)]
         if found:
             fire = records.Fire(**found[0])
@@ -79,7 +80,7 @@ class Explanations:
                 schedule_id=schedule_id,
                 at=at,
                 answer=_ANSWERS[fire.state],
-                because=" ".join(_of_fire(fire, made, now)),
+                because=" ".join(_of_fire(fire, made, await self._standing_for(fire), now)),
                 fire=fire,
                 runs=made,
                 changes=[each for each in changes if abs(each.at - at) < timedelta(days=1)],
@@ -89,6 +90,7 @@ class Explanations:
         if row is None and not last and not changes:
             raise ScheduleNotFound(schedule_id)
         case = _Case(
+            schedule_id,
             at,
             now,
             row,
@@ -103,12 +105,28 @@ class Explanations:
             schedule_id=schedule_id, at=at, answer=answer, because=because, changes=changes[-20:]
         )
 
+    async def _standing_for(self, fire: records.Fire) -> records.Fire | None:
+        """Return the fire that a fire was coalesced into, which is not sure to have run; None if it is not known."""
+        named = _STANDS_FOR.search(fire.reason or "") if fire.state is FireState.coalesced else None
+        if named is None:
+            return None
+        at = datetime.fromisoformat(named[1])
+        found = await self._reads.fires(limit=1, schedule_id=fire.schedule_id, start=at, end=at)
+        return records.Fire(**found[0]) if found else None
+
+
+def _until(at: datetime) -> datetime:
+    """Return the last instant that is meant with one: whole seconds also mean a fire within that second."""
+    return at if at.microsecond else at + timedelta(seconds=1) - timedelta(microseconds=1)
+
 
 def _change(row: Mapping[str, Any]) -> records.Change:
     return records.Change(at=row["at"], change=row["change"], detail=json.loads(row["detail"]))
 
 
-def _of_fire(fire: records.Fire, runs: Sequence[records.Run], now: datetime) -> Iterator[str]:
+def _of_fire(
+    fire: records.Fire, runs: Sequence[records.Run], other: records.Fire | None, now: datetime
+) -> Iterator[str]:
     due = fire.run_time or fire.fire_time
     started = next((run for run in reversed(runs) if run.started_at is not None), None)
     match fire.state:
@@ -127,7 +145,9 @@ def _of_fire(fire: records.Fire, runs: Sequence[records.Run], now: datetime) -> 
         case FireState.skipped:
             yield "It did not run."
         case FireState.coalesced:
-            yield "Another fire ran for it."
+            yield "Another fire stands for it" + (
+                "." if other is None else f": {_shown(other.fire_time)}, {other.state}."
+            )
         case FireState.missed:
             yield "It was too late to start."
         case FireState.cancelled:
@@ -162,13 +182,18 @@ def _of_absence(case: _Case) -> tuple[Answer, str]:
         )
     if stored is None or at < stored.created_at:
         return _of_another_life(case)
+    is_due, moment, why_not = _fire_time(case)
+    if moment is not None:
+        at = moment
+        case = replace(case, at=at)
     if pause := _paused_at(case):
         end = f"until {_shown(pause.until)}, and went on from there" if pause.until else "and still is"
         why = f": {pause.reason}" if pause.reason else ""
         return Answer.paused, f"It was paused from {_shown(pause.since)} {end}{why}."
     if stored.expires_at is not None and at >= stored.expires_at:
-        return Answer.expired, f"It expired at {_shown(stored.expires_at)}."
-    is_due, why_not = _is_fire_time(case)
+        is_over = stored.state is records.ScheduleState.finished or stored.expires_at <= case.now
+        verb = "expired" if is_over else "expires"
+        return Answer.expired, f"It {verb} at {_shown(stored.expires_at)}."
     if is_due is False:
         because = f" It is left out then: {why_not}." if why_not else ""
         return Answer.not_a_fire_time, f"That is not one of its fire times: {stored.description}.{because}"
@@ -193,16 +218,25 @@ def _of_absence(case: _Case) -> tuple[Answer, str]:
     if case.following is not None and "coalesced into it without a row" in (case.following.reason or ""):
         return Answer.coalesced, (
             f"So many fires were due at once that not each has a row: the one of "
-            f"{_shown(case.following.fire_time)} ran for all."
+            f"{_shown(case.following.fire_time)} stands for all."
         )
     return Answer.unknown, "Nothing is recorded of that instant."
 
 
 def _of_another_life(case: _Case) -> tuple[Answer, str]:
     """Return why a schedule that was not there at that instant was not."""
-    ends = [each for each in case.changes if each.change in ("removed", "finished", "renamed")]
+    ends = [
+        each
+        for each in case.changes
+        if each.change in ("removed", "finished", "renamed") and each.detail.get("to") != case.schedule_id
+    ]
     for change in ends:
         if change.at > case.at:
+            if change.change == "renamed":
+                return _of_a_renamed(change)
+            limit = change.detail.get("expires_at") if change.change == "finished" else None
+            if limit is not None and datetime.fromisoformat(str(limit)) <= case.at:
+                return Answer.expired, f"It expired at {limit}."
             created = change.detail.get("created_at")
             if created is not None and datetime.fromisoformat(str(created)) <= case.at:
                 return Answer.unknown, (
@@ -213,7 +247,7 @@ def _of_another_life(case: _Case) -> tuple[Answer, str]:
     if before:
         last = before[-1]
         if last.change == "renamed":
-            return Answer.renamed, f"It was renamed to {last.detail.get('to')!r} at {_shown(last.at)}: ask for that id."
+            return _of_a_renamed(last)
         if last.change == "finished":
             limits = last.detail.get("expires_at")
             expired = limits is not None and datetime.fromisoformat(str(limits)) <= case.at
@@ -229,6 +263,10 @@ def _of_another_life(case: _Case) -> tuple[Answer, str]:
         last_fire = _shown(case.last_fire.fire_time)
         return Answer.finished, f"It had finished: its last fire was at {last_fire}, and then it was cleaned up."
     return Answer.unknown, "Nothing is recorded of that instant."
+
+
+def _of_a_renamed(change: records.Change) -> tuple[Answer, str]:
+    return Answer.renamed, f"It was renamed to {change.detail.get('to')!r} at {_shown(change.at)}: ask for that id."
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,29 +308,31 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _is_fire_time(case: _Case) -> tuple[bool | None, str | None]:
+def _fire_time(case: _Case) -> tuple[bool | None, datetime | None, str | None]:
     """Return whether the instant is a fire time of the trigger that was in force; None if that cannot be known.
 
-    If it is none, then also the exclusion that leaves it out, if one does.
+    If it is one, then also the fire time, which may lie within the second that is asked about. If it is none, then
+    also the exclusion that leaves it out, if one does.
     """
     stored, at = case.stored, case.at
     if stored is None:
-        return None, None
+        return None, None, None
     form: Any = stored.trigger
     for change in case.changes:
         if change.at <= at:
             continue
         if change.change == "replaced":
-            return None, None
+            return None, None, None
         if change.change == "updated" and (former := change.detail.get("trigger")):
             form = former
             break
     try:
         trigger: Trigger = parse_json(form, now=at - timedelta(milliseconds=1))
     except TriggerNeverFires:  # any more
-        return False, None
+        return False, None, None
     except DuetimeError:  # an application's own class, or no calendar of holidays on this node
-        return None, None
-    if any(abs(each.astimezone(UTC) - at) < _TOLERANCE for each in upcoming(trigger, 3)):
-        return True, None
-    return False, why_left_out(trigger, at)
+        return None, None, None
+    for fire in upcoming(trigger, 1, after=at - timedelta(microseconds=1)):
+        if fire.astimezone(UTC) <= _until(at):
+            return True, fire.astimezone(UTC), None
+    return False, None, why_left_out(trigger, at)

@@ -12,7 +12,7 @@ from apscheduler.abc import Serializer, Trigger
 
 from . import records
 from .commands import NewSchedule
-from .defining import Definition, Problems, Rules, define
+from .defining import Definition, Problems, Rules, define, is_too_late
 from .errors import InvalidTrigger, ScheduleExists, TriggerNeverFires
 from .store.adding import check_size
 from .store.reads import Reads
@@ -63,7 +63,7 @@ class Previews:
         twins: list[records.NearDuplicate] = []
         if definition is not None:
             twins = await self._near_duplicates(definition, new.id)
-        warnings = list(_warnings(new, shown, twins, now))
+        warnings = list(_warnings(new, definition, shown, twins, now))
         verdict = records.Verdict.doubtful if warnings else records.Verdict.ok
         fires = shown[1] if shown else []
         return records.Preview(
@@ -146,12 +146,16 @@ class Previews:
 
 def _warnings(
     new: NewSchedule,
+    definition: Definition | None,
     shown: tuple[Trigger, list[UpcomingFire]] | None,
     twins: Sequence[records.NearDuplicate],
     now: datetime,
 ) -> Iterator[str]:
     if shown is not None and shown[1] and (first := shown[1][0].fire_time) < now and not new.paused:
-        yield f"Its date, {first.isoformat()}, lies in the past: it would run at once."
+        grace_time = new.options.misfire_grace_time  # that of the task is known when it is stored
+        is_missed = definition is not None and is_too_late(definition, now - first, grace_time)
+        become = "too far in the past to run: it would be missed" if is_missed else "in the past: it would run at once"
+        yield f"Its date, {first.isoformat()}, lies {become}."
     if exact := [twin for twin in twins if twin.reason.startswith("the same task, arguments")]:
         yield f"{exact[0].id!r} has {exact[0].reason}: both would run."
     if shown is not None:

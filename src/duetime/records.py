@@ -42,7 +42,7 @@ class FireState(StrEnum):
 
     ``pending``: its job is queued, running or waiting for its turn or its next attempt · ``succeeded`` · ``failed``:
     the last attempt raised or timed out · ``skipped``: an earlier job of the schedule was still going (overlap) ·
-    ``coalesced``: several fires were due at once and another one of them ran for all · ``missed``: could not start
+    ``coalesced``: several fires were due at once and another one of them stands for all · ``missed``: could not start
     within its grace time or its catch-up window · ``cancelled`` · ``abandoned``: the node died and the task asked not
     to be run again.
     """

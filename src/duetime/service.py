@@ -29,7 +29,18 @@ from .commands import (
     ScheduleQuery,
     Selection,
 )
-from .defining import EXPIRES_AT, HISTORY_MAX_AGE, HISTORY_MAX_FIRES, MAX_FIRES, OWNER, Problems, Rules, define
+from .defining import (
+    EXPIRES_AT,
+    HISTORY_MAX_AGE,
+    HISTORY_MAX_FIRES,
+    MAX_FIRES,
+    OWNER,
+    Definition,
+    Problems,
+    Rules,
+    define,
+    is_too_late,
+)
 from .errors import DuetimeError, InvalidRequest, PreconditionFailed, RunNotFound, ScheduleNotFound
 from .execution import Executors
 from .explaining import Explanations
@@ -122,11 +133,14 @@ class Service:
         row = await self._reads.schedule(schedule_id)
         if row is None:
             raise ScheduleNotFound(schedule_id)  # somebody has removed it already
-        return await self._shown(row, await self._past_note(schedule_id, new, unlimited(definition.trigger)))
+        grace_time = row["misfire_grace_time"]
+        return await self._shown(row, await self._past_note(schedule_id, new, definition, _seconds(grace_time)))
 
-    async def _past_note(self, schedule_id: str, new: NewSchedule, trigger: Trigger) -> str | None:
+    async def _past_note(
+        self, schedule_id: str, new: NewSchedule, definition: Definition, grace_time: float | None
+    ) -> str | None:
         """Return what is to be said of a date that has passed already."""
-        run_time: datetime | None = getattr(trigger, "run_time", None)
+        run_time: datetime | None = getattr(unlimited(definition.trigger), "run_time", None)
         if run_time is None or run_time > self._now() or new.paused:
             return None
         fires = await self._reads.fires(limit=1, schedule_id=schedule_id)
@@ -135,6 +149,8 @@ class Service:
                 f"The ledger already has the fire of {run_time.isoformat()} for this id, and a fire exists once: it "
                 f"does not run again. Use another id, or run the schedule by request."
             )
+        if is_too_late(definition, self._now() - run_time, grace_time):
+            return f"Its date, {run_time.isoformat()}, lies too far in the past to run: its fire is missed."
         return f"Its date, {run_time.isoformat()}, lies in the past: it runs at once."
 
     async def preview(self, new: NewSchedule, *, fires: int = UPCOMING) -> records.Preview:

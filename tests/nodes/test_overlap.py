@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,20 @@ from duetime.options import Overlap, TaskOptions
 from duetime.settings import DatabaseUrl
 from duetime.tasks import TaskRegistry
 
-from ..store.parts import a_store, add, ago, every
+from ..store.parts import (
+    LEASE,
+    a_job,
+    a_schedule,
+    a_store,
+    a_task,
+    add,
+    ago,
+    every,
+    node_store,
+    result_of,
+    silent_broker,
+    started,
+)
 from ..waiting import eventually
 from .desk import schedule
 from .fleet import Fleet, fleet_on
@@ -296,3 +309,23 @@ async def test_a_removed_schedule_leaves_those_that_wait_their_turn(
     fires = await ledger(connection)
     assert len(fires) >= 4
     assert {fire["state"] for fire in fires} == {"succeeded"}
+
+
+async def test_fires_whose_time_comes_before_they_are_released_overlap_as_any_other(
+    database: DatabaseUrl, connection: asyncpg.Connection
+) -> None:
+    """They were planned ahead, to be looked at when they start; by then nobody could tell that from the job's row."""
+    store = node_store(database, "a", works=False)
+    async with started(store, silent_broker()):
+        await store.add_task(a_task())
+        await store.add_schedules([a_schedule("s", every(0.2, ago(0.01)))])
+        [schedule] = await store.acquire_schedules("a", LEASE, 100)
+        assert schedule.next_fire_time is not None
+        until = schedule.next_fire_time + timedelta(seconds=0.4)
+        await eventually(lambda: connection.fetchval("select now() > $1", until))
+        await store.add_job(a_job(schedule_id="s"))
+        await store.release_schedules("a", [result_of(schedule)])
+    came = await connection.fetch("select state from duetime.fires where fire_time <= $1 order by fire_time", until)
+    assert [fire["state"] for fire in came] == ["pending", "skipped", "skipped"]
+    early = "select count(*) from duetime.jobs where fire_time > $1 and created_at >= run_at"
+    assert await connection.fetchval(early, schedule.next_fire_time) == 0, "all others are looked at when they start"

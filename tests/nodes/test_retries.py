@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,24 @@ async def test_nobody_waits_for_a_place_that_an_attempt_to_come_does_not_take(da
         await eventually(failed.is_set)
         await a.scheduler.add_job("other")
         await eventually(ran.is_set)
+
+
+async def test_an_attempt_to_come_does_not_wait_for_the_node_where_the_last_one_failed(database: DatabaseUrl) -> None:
+    """That has stopped by then; nobody else has been asked to run the job before."""
+    attempts: list[str] = []
+
+    async def work(node: str) -> None:
+        attempts.append(node)
+        if len(attempts) == 1:
+            raise RuntimeError("no")
+
+    options = TaskOptions(retry=Retry(max_attempts=2, backoff=3, jitter=0))
+    async with AsyncExitStack() as one, AsyncExitStack() as two:
+        stacks = {"one": one, "two": two}
+        for name, stack in stacks.items():
+            [running] = await stack.enter_async_context(nodes(database, name, {"work": work}, options))
+        await running.scheduler.add_job("work")
+        await eventually(lambda: attempts)
+        first = attempts[0]
+        await stacks.pop(first).aclose()
+        await eventually(lambda: attempts == [first, *stacks])

@@ -6,19 +6,36 @@ Two statements go over two connections, so the answer to the first may be read a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import asyncpg
 import pytest
+from apscheduler import CoalescePolicy, JobOutcome, JobResult
 from apscheduler.triggers.date import DateTrigger
 
+from duetime.options import OnCrash, Overlap, TaskOptions
 from duetime.scheduler import DuetimeScheduler
 from duetime.settings import DatabaseUrl
 
 from ..waiting import eventually
-from .parts import a_job, a_store, ago, every, node, node_store, running, silent_broker, started, tasks
+from .parts import (
+    a_job,
+    a_schedule,
+    a_store,
+    a_task,
+    ago,
+    every,
+    fire,
+    node,
+    node_store,
+    running,
+    silent_broker,
+    started,
+    tasks,
+)
 
 done: list[str] = []
 
@@ -255,3 +272,68 @@ async def test_a_give_back_that_the_network_has_delayed_does_not_undo_a_later_cl
         name, *arguments = asked[0]
         await fetch(name, *arguments)
         assert await connection.fetchval("select acquired_by from duetime.jobs") == "a"
+
+
+async def test_a_job_that_comes_back_before_the_answer_to_giving_it_back_is_kept(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is claimed anew as soon as it is free; else nobody would run it until the lease ends."""
+    store = node_store(database, "a")
+    async with started(store, silent_broker()):
+        await store.add_job(job := a_job())
+        await store._fill_hand(1)
+        late = LateAnswer("give_back_jobs", monkeypatch)
+        giving = asyncio.create_task(store.give_back([job.id]))
+        await late.made.wait()
+        assert store._known_jobs() == [job.id], "nobody takes it for one whose claim was lost"
+        await store._fill_hand(1)
+        late.comes.set()
+        await giving
+        assert [card.job.id for card in store._hand] == [job.id]
+        assert list(store._attempts) == [job.id]
+
+
+async def test_a_job_that_was_being_confirmed_when_the_node_began_to_stop_goes_back(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for it until the drain time is over: neither the node nor who would run it."""
+    options = TaskOptions(on_crash=OnCrash.abandon)
+    scheduler = node(database, tasks(work, work=options), look_ahead=1)
+    async with running(scheduler):
+        late = LateAnswer("confirm_jobs", monkeypatch)
+        await scheduler.add_schedule("work", DateTrigger(ago(-0.8)), id="s")
+        await late.made.wait()
+        scheduler.store.stopping = True
+        await scheduler.store.stop_claiming()
+        late.comes.set()
+        assert await scheduler.store.wait_until_idle(10)
+        assert await connection.fetchval("select acquired_by is null from duetime.jobs")
+    assert done == []
+
+
+async def test_a_job_that_was_to_wait_and_whose_turn_comes_before_that_is_known_begins(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is claimed anew and asked for again before the answer comes that it has to wait."""
+    store = node_store(database, "a")
+    async with started(store, silent_broker()):
+        metadata = TaskOptions(overlap=Overlap.buffer_all).to_metadata()
+        await store.add_task(a_task())
+        await store.add_schedules(
+            [a_schedule("s", every(3600, ago(3601)), coalesce=CoalescePolicy.all, metadata=metadata)]
+        )
+        await fire(store, "a")
+        first, second = (card.job for card in store._hand.draw(math.inf, 2))
+        to_wait = LateAnswer("settle_jobs", monkeypatch)
+        waiting = asyncio.create_task(store._settle("a", [second]))
+        await to_wait.made.wait()
+        await store.release_job("a", first, JobResult.from_job(first, JobOutcome.success))
+        await store._fill_hand(1)
+        to_begin = LateAnswer("settle_jobs", monkeypatch)
+        beginning = asyncio.create_task(store._settle("a", [second]))
+        await to_begin.made.wait()
+        to_wait.comes.set()
+        assert await waiting == set()
+        to_begin.comes.set()
+        assert await beginning == {second.id}
+        assert list(store._attempts) == [second.id]

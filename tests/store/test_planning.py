@@ -111,7 +111,7 @@ def test_of_several_due_fires_the_policy_picks_the_one_that_runs(policy: Coalesc
     [chosen] = seconds(runs)
     for fire in made.fires:
         if fire.state is FireState.coalesced:
-            assert fire.reason == f"3 fires were due at once; the one at {chosen.isoformat()} runs for all"
+            assert fire.reason == f"3 fires were due at once; the one at {chosen.isoformat()} stands for all"
             assert fire.job_id is None
     assert (made.last_fire_time, made.next_fire_time) == tuple(seconds(-1, 5))
 

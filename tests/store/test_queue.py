@@ -64,3 +64,23 @@ async def test_a_job_that_cannot_be_read_does_not_keep_the_next_one_waiting(
     async with running(scheduler):
         await eventually(lambda: done == ["good"], within=5)
     assert await connection.fetchval("select count(*) from duetime.runs where outcome = 'unreadable'") == 2
+
+
+async def test_a_job_that_another_nodes_claim_has_locked_and_leaves_is_not_left_until_the_poll(
+    database: DatabaseUrl, connection: asyncpg.Connection
+) -> None:
+    """That node has one place, which the urgent one of two jobs takes; while its claim is under way it locks both."""
+    planner = node(database, tasks(work), role="scheduler")
+    worker = node(database, tasks(work), role="worker", poll_interval=60)
+    async with running(planner):
+        await planner.add_job("work", args=["urgent"], metadata={"duetime.priority": 5})
+        await planner.add_job("work", args=["not urgent"])
+        claim = connection.transaction()
+        await claim.start()
+        claimed = "select count(*) from duetime.claim_jobs_v3('other', interval '1 minute', interval '0', 1, true)"
+        assert await connection.fetchval(claimed) == 1
+        async with running(worker):
+            store = worker.store
+            await eventually(lambda: store._is_asked and not store._queue_is_due and not store._answers)
+            await claim.commit()
+            await eventually(lambda: done == ["not urgent"])

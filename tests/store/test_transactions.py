@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from apscheduler.triggers.date import DateTrigger
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from duetime.errors import InvalidSettings, ScheduleExists, ScheduleNotFound
+from duetime.errors import InvalidSettings, ScheduleExists, ScheduleNotFound, StoreUnavailable
 from duetime.scheduler import DuetimeScheduler
 from duetime.settings import DatabaseUrl
 from duetime.store import scheduler_transaction
@@ -310,3 +310,66 @@ async def test_many_schedules_at_once_are_all_or_none_inside_a_transaction_too(
         async with a_transaction("session", engine, database) as mine, scheduler_transaction(mine):
             await scheduler.store.add_schedules([a_schedule("a"), a_schedule("b")])
         assert await count(connection, "schedules") == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("call", ["add_schedule", "add_schedules", "add_job"])
+async def test_a_call_whose_transaction_is_lost_fails_with_a_typed_error_and_stores_nothing(
+    scheduler: DuetimeScheduler,
+    engine: AsyncEngine,
+    database: DatabaseUrl,
+    connection: asyncpg.Connection,
+    kind: str,
+    call: str,
+) -> None:
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
+        "add_schedule": lambda: scheduler.add_schedule("work", DateTrigger(ago(-3600))),
+        "add_schedules": lambda: scheduler.add_schedules(
+            [{"func_or_task_id": "work", "trigger": DateTrigger(ago(-3600))}] * 2
+        ),
+        "add_job": lambda: scheduler.add_job("work"),
+    }
+    refused = []
+    async with scheduler:
+        with suppress(asyncpg.InterfaceError):  # the application's own rollback on a connection that is gone
+            async with rolled_back(kind, engine, database) as mine, scheduler_transaction(mine):
+                await calls[call]()
+                await connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity"
+                    " where datname = current_database() and state = 'idle in transaction'"
+                )
+                with pytest.raises(StoreUnavailable, match="make the whole of it again"):
+                    await calls[call]()
+                refused.append(call)
+        assert refused
+        assert await count(connection, "schedules") == await count(connection, "jobs") == 0
+        await calls[call]()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_that_waits_in_its_transaction_ends_at_its_deadline(
+    engine: AsyncEngine, database: DatabaseUrl, connection: asyncpg.Connection, kind: str
+) -> None:
+    scheduler = node(database, tasks(work), call_timeout=0.3, look_ahead=0.1)
+    async with scheduler:
+        await scheduler.add_schedule("work", DateTrigger(ago(-3600)), id="s")
+        async with connection.transaction():
+            await connection.execute("lock table duetime.schedules in exclusive mode")
+            async with rolled_back(kind, engine, database) as mine, scheduler_transaction(mine):
+                async with asyncio.timeout(10):
+                    with pytest.raises(StoreUnavailable, match="no answer"):
+                        await scheduler.remove_schedule("s")
+        assert [schedule.id for schedule in await scheduler.get_schedules()] == ["s"]
+
+
+async def test_a_transaction_that_has_lost_against_another_says_so_in_the_drivers_words(
+    scheduler: DuetimeScheduler, engine: AsyncEngine, database: DatabaseUrl, connection: asyncpg.Connection
+) -> None:
+    async with scheduler:
+        await scheduler.add_schedule("work", DateTrigger(ago(-3600)), id="s")
+        async with rolled_back("asyncpg", engine, database) as mine, scheduler_transaction(mine):
+            await mine.execute("set transaction isolation level repeatable read")
+            await mine.execute("select 1 from duetime.schedules")
+            await connection.execute("update duetime.schedules set updated_at = now()")
+            with pytest.raises(asyncpg.SerializationError):
+                await scheduler.pause_schedule("s")

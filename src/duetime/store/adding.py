@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -185,7 +186,7 @@ class ScheduleWriter:
         [new] = self.check([schedule], policy)
         if transaction := current_transaction.get():
             await self._database.prepare()
-            [outcome] = await self._put([new], transaction.fetch)
+            [outcome] = await self._put([new], partial(self._database.fetch_in, transaction))
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
@@ -208,7 +209,8 @@ class ScheduleWriter:
         transaction = current_transaction.get()
         if transaction is not None:
             await self._database.prepare()
-            outcomes = await self._put([*self.check(schedules, policy)], transaction.fetch)
+            fetch = partial(self._database.fetch_in, transaction)
+            outcomes = await self._put([*self.check(schedules, policy)], fetch)
         else:
             many = _Many(self, schedules, policy)
             outcomes = await self._database.attempt(many.put, deadline=self._database.deadline())

@@ -65,8 +65,8 @@ def is_transient(error: BaseException) -> bool:
     for now, or the transaction lost against another one.
     """
     if isinstance(error, sqlalchemy.exc.DBAPIError):
-        cause = error.orig.__cause__ if error.orig else None
-        return error.connection_invalidated or cause is None or is_transient(cause)
+        cause = of_the_driver(error)
+        return error.connection_invalidated or cause is error or is_transient(cause)
     if isinstance(error, asyncpg.ClientConfigurationError | asyncpg.UnsupportedClientFeatureError):
         return False
     if isinstance(error, asyncpg.InterfaceError):
@@ -96,6 +96,12 @@ def is_transient(error: BaseException) -> bool:
         | asyncpg.InvalidSQLStatementNameError
         | asyncpg.DuplicatePreparedStatementError,
     )
+
+
+def of_the_driver(error: BaseException) -> BaseException:
+    """Return what the driver has raised, of which SQLAlchemy may have made an error of its own."""
+    cause = error.orig.__cause__ if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig else None
+    return cause or error
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -384,10 +390,10 @@ class DirectConnections:
         self._free.clear()
         self._lent.clear()
         self._home = None
-        await asyncio.gather(*map(_close, connections))
+        await asyncio.gather(*map(say_goodbye, connections))
 
 
-async def _close(connection: asyncpg.Connection) -> None:
-    """Say goodbye to the server, which may not be there any more: it has a moment to answer."""
+async def say_goodbye(connection: asyncpg.Connection) -> None:
+    """Close a connection. The server may not be there any more: it has a moment to answer."""
     with suppress(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
         await connection.close(timeout=_GOODBYE)

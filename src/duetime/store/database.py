@@ -15,12 +15,12 @@ import asyncpg
 
 from ..errors import StoreUnavailable
 from .clock import DatabaseClock
-from .connections import Connections, is_refusal, is_transient
+from .connections import Connections, is_refusal, is_transient, of_the_driver
 from .liveness import Liveness
 from .opening import Opening, look
 from .schema import migrate
 from .statements import Statements
-from .transactions import current_transaction
+from .transactions import Transaction, current_transaction
 from .unprepared import ask
 
 T = TypeVar("T")
@@ -278,7 +278,27 @@ class Database:
         if transaction is None:
             return await self.fetch(name, *arguments, deadline=self.deadline())
         await self.prepare()
-        return await transaction.fetch(self.statements[name], *arguments)
+        return await self.fetch_in(transaction, self.statements[name], *arguments)
+
+    async def fetch_in(self, transaction: Transaction, statement: str, *arguments: Any) -> Sequence[Row]:
+        """Run a statement in somebody else's transaction, within the deadline, and never again: the transaction ends.
+
+        That it has lost against another transaction comes out as it is: the caller makes the whole of it again.
+
+        :raises StoreUnavailable: at the deadline, or if the connection is lost or the server refuses for now
+        """
+        try:
+            async with asyncio.timeout(self._call_timeout):
+                return await transaction.fetch(statement, *arguments)
+        except Exception as exc:
+            cause = of_the_driver(exc)
+            if not is_transient(exc) or isinstance(cause, asyncpg.TransactionRollbackError):
+                raise
+            got = "no answer" if isinstance(cause, TimeoutError) else f"{type(cause).__name__}: {cause}".rstrip(".")
+            raise StoreUnavailable(
+                f"expected the database to answer within {self._call_timeout:g} s in the caller's transaction, got "
+                f"{got}. Nothing of the transaction is stored: roll it back, then make the whole of it again."
+            ) from exc
 
     async def prepare(self) -> None:
         """Make sure that the schema is there before a statement runs in somebody else's transaction."""

@@ -185,6 +185,9 @@ class FinishWriter:
                 elif finish.retry_after is None and job.result_expiration_time > timedelta(0):
                     told.append(finish.event())  # a caller on another node may wait for it
                 told += finish.consequences()
+            if any(finish.retry_after for finish in finishes):
+                # One for all: whoever has a place then is to look for their next attempts, and not only this node.
+                told.append(JobAdded(job_id=uuid4(), task_id="", schedule_id=None))
             host_offset = self._database.clock.host_offset
             arrays = rows.columns([self._values(finish, host_offset) for finish in finishes], _COLUMNS)
             follows = any(finish.pauses or finish.calls_hook or finish.is_unread for finish in finishes)

@@ -215,6 +215,7 @@ class NodeDataStore(PostgresDataStore):
             self._left_behind[self.identity] = list(self._begun)
         self._hand.clear()
         self._attempts.clear()
+        self._leaving.clear()
         self._begun.clear()
         self._cancellations.clear()
         self._going.clear()
@@ -293,13 +294,14 @@ class NodeDataStore(PostgresDataStore):
         if not ids:
             return
         hint = JobAdded(job_id=ids[0], task_id="", schedule_id=None)
+        asked = self._may_leave(ids)
         try:
             await self._user_fetch("give_back_jobs", self.identity, ids, self._until_now(), *self._message([hint]))
         except (StoreUnavailable, asyncpg.PostgresError) as exc:
             self._logger.warning("%d claimed jobs stay claimed until their leases end: %s", len(ids), exc)
         finally:
             for each in ids:
-                self._let_go(each)
+                self._has_left(each, asked)
             self._queue_is_due = True
             self._jobs_wake.set()
 
@@ -348,8 +350,12 @@ class NodeDataStore(PostgresDataStore):
         self._hold_again(cards)
 
     def _hold_again(self, cards: Iterable[Card]) -> None:
-        """Hold jobs again that were set aside, but for those that this node has let go meanwhile."""
-        self._hand.put_back(card for card in cards if card.job.id in self._attempts)
+        """Hold jobs again that were set aside, but for those that this node has let go meanwhile; if it has begun to
+        stop since, they go back into the queue."""
+        held = [card for card in cards if card.job.id in self._attempts]
+        self._hand.put_back(held)
+        if held and self.stopping:
+            self._in_background(self.give_back([card.job.id for card in held]))
         self._relief.watch()
         self._jobs_wake.set()
 

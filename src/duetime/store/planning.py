@@ -96,7 +96,7 @@ class PlannedFire:
     start_deadline: datetime | None = None
     # An overlapping job is only looked for by the single fire of normal operation, see plan().
     checks_overlap: bool = True
-    # Planned ahead of its time: whether it overlaps is seen when it starts.
+    # Planned ahead of its time: whether it overlaps is seen when it starts, or by the release if that comes later.
     is_ahead: bool = False
     job_id: UUID | None = None
     # What is made up for has an overlap policy of its own.
@@ -333,7 +333,6 @@ def plan(
                 run_time,
                 FireState.pending,
                 start_deadline=deadline,
-                checks_overlap=False,
                 is_ahead=True,
                 job_id=new_id(),
             )
@@ -395,7 +394,7 @@ def _decide(
     fires: list[PlannedFire] = []
     for position, fire_time in enumerate(due):
         if fire_time not in runs:
-            reason = f"{len(due) + passed} fires were due at once; the one at {chosen[0].isoformat()} runs for all"
+            reason = f"{len(due) + passed} fires were due at once; the one at {chosen[0].isoformat()} stands for all"
             fires.append(PlannedFire(fire_time, fire_time, FireState.coalesced, reason))
             continue
         after = due[position + 1] if position + 1 < len(due) else following

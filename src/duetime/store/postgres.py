@@ -162,6 +162,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
     # Of each job that was claimed here and has not ended: the number of its attempt, and the scheduler that claimed it.
     _attempts: dict[UUID, int] = attrs.field(init=False, factory=dict)
     _claimants: dict[UUID, str] = attrs.field(init=False, factory=dict)
+    # Of these, those that the database has been asked to put back into the queue, or may put back when it is asked
+    # whether they begin; and that have not been claimed anew since, which may come before the answer does. By what
+    # stands for the question.
+    _leaving: dict[UUID, object] = attrs.field(init=False, factory=dict)
     # Of those whose earlier attempt has failed: how.
     _last_errors: dict[UUID, str] = attrs.field(init=False, factory=dict)
     _breath: Breath = attrs.field(init=False, factory=Breath)
@@ -231,6 +235,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         self._holds.clear()
         self._attempts.clear()
         self._claimants.clear()
+        self._leaving.clear()
         self._last_errors.clear()
         self._event_broker = event_broker
         self._logger = logger
@@ -824,6 +829,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         starts: set[UUID] = set()
         undecided = {job.id: job for job in jobs}
+        asked = self._may_leave(undecided)
         channel, _ = self._message([])
         while undecided:
             again: dict[UUID, Job] = {}
@@ -833,12 +839,13 @@ class PostgresDataStore(SQLAlchemyDataStore):
                 verdict = verdicts[job.id]["verdict"] if job.id in verdicts else "lost"
                 if verdict == "start":
                     starts.add(job.id)
+                    self._leaving.pop(job.id, None)
                 elif verdict == "again":
                     again[job.id] = job
                 elif verdict == "skip":
                     await self._skip(scheduler_id, job, verdicts[job.id]["reason"])
                 else:
-                    self._let_go(job.id)
+                    self._has_left(job.id, asked)
             if undecided := again:
                 await asyncio.sleep(_ENDING)
         return starts
@@ -892,10 +899,15 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """
         answer, lost = await self._claim_rows(scheduler_id, lease_duration, look_ahead, limit)
         found = [*lost, *(row for row in answer if row["id"] is not None)]
-        still_here = {each for each in self._attempts if self._claimants.get(each, scheduler_id) == scheduler_id}
+        still_here = {
+            each
+            for each in self._attempts.keys() - self._leaving.keys()
+            if self._claimants.get(each, scheduler_id) == scheduler_id
+        }
         for row in found:
             self._attempts[row["id"]] = row["attempt"]
             self._claimants[row["id"]] = scheduler_id
+            self._leaving.pop(row["id"], None)
             if row["last_error"] is not None:
                 self._last_errors[row["id"]] = row["last_error"]
         new = [row for row in found if row["id"] not in still_here]
@@ -974,7 +986,19 @@ class PostgresDataStore(SQLAlchemyDataStore):
         """Take note that a job is no longer claimed here."""
         self._attempts.pop(job_id, None)
         self._claimants.pop(job_id, None)
+        self._leaving.pop(job_id, None)
         self._last_errors.pop(job_id, None)
+
+    def _may_leave(self, jobs: Iterable[UUID]) -> object:
+        """Take note that jobs may go back into the queue, and return what stands for the question."""
+        asked = object()
+        self._leaving.update(dict.fromkeys(jobs, asked))
+        return asked
+
+    def _has_left(self, job_id: UUID, asked: object) -> None:
+        """Take note that a job has gone back into the queue, unless it was claimed anew before that was known."""
+        if self._leaving.get(job_id) is asked:
+            self._let_go(job_id)
 
     async def release_job(self, scheduler_id: str, job: Job, result: JobResult) -> None:
         """Record how an attempt ended: run, fire and result, in one statement that other endings share.

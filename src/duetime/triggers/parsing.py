@@ -43,6 +43,7 @@ from .specs import (
     TriggerSpec,
 )
 from .text import understand
+from .text_times import refused
 from .zones import UTC_ZONE, in_zone, zone, zone_name
 
 SHORTEST_INTERVAL = timedelta(milliseconds=1)
@@ -112,7 +113,13 @@ def _build(spec: TriggerSpec, now: datetime) -> Trigger:
         if understood["type"] != "date":
             given = spec.model_dump(by_alias=True, exclude_none=True)["exclude"]
             understood["exclude"] = [*given, *understood.get("exclude", ())]
-        return _build(_ADAPTER.validate_python(understood), now)
+        try:
+            meant = _ADAPTER.validate_python(understood)
+        except ValidationError as exc:
+            limit = exc.errors()[0]
+            problem = f"{limit['loc'][-1]} {str(limit['msg']).replace('Input should', 'should', 1)}"
+            raise refused(f"expected a smaller number, got {spec.text!r:.80}: {problem}") from None
+        return _build(meant, now)
     trigger = _build_whole(spec, now)
     if isinstance(spec, DateTriggerSpec) or not spec.exclude:
         return trigger

@@ -27,6 +27,7 @@ from .text_times import (
     clock,
     clocks,
     day_of_year,
+    end_of_span,
     months,
     nearest_word,
     number,
@@ -237,6 +238,9 @@ def _on(days: frozenset[int]) -> dict[str, str]:
 
 
 def _days_at(match: re.Match[str], here: Now) -> dict[str, Any]:
+    day = match["days"]
+    if re.fullmatch(ONE_DAY, day) and match["lead"] != "every ":
+        raise refused(f"expected 'every {day}' for each week, or 'on {day}' with one time for once, got {match[0]!r}")
     return _cron(clocks(match["times"]), here, _on(weekdays(match["days"])))
 
 
@@ -263,7 +267,9 @@ def _every(match: re.Match[str], here: Now) -> dict[str, Any]:
     start, end = time(0), time(23, 59, 59)
     if match["start"]:
         start = clock(match["start"])
-        end = end if match["end"] in ("24", "24:00", "midnight") else clock(match["end"])
+        end = end if match["end"] in ("24", "24:00", "midnight") else end_of_span(match["start"], match["end"])
+        if start.second or (end.second and end != time(23, 59, 59)):
+            raise refused(f"expected a span of full minutes, got {match['start']!r} and {match['end']!r}")
     if name == "second" and amount < 60:
         return _every_second(amount, start, end, days, here)
     minutes = amount * {"second": 1, "minute": 60, "hour": 3600}[name] // 60
@@ -370,8 +376,8 @@ _ONLY = rf"(?:,? (?:on |every )?(?P<days>{DAYS}))"
 FORMS: tuple[Form, ...] = (
     Form(
         "in 2 hours",
-        rf"(?:in )?(?P<amounts>(?:{NUMBER} {UNIT}|half an hour)(?:,? (?:and )?{NUMBER} {UNIT})*)(?: from now)?"
-        rf"(?: at (?P<time>{TIME}))?",
+        rf"(?=in |.* from now)(?:in )?(?P<amounts>(?:{NUMBER} {UNIT}|half an hour)(?:,? (?:and )?{NUMBER} {UNIT})*)"
+        rf"(?: from now)?(?: at (?P<time>{TIME}))?",
         _in,
     ),
     Form("2026-12-24T09:00", r"(?:on |at )?\d{4}-\d{2}-\d{2}[t ]\d{2}:\d{2}\S*", _iso),
@@ -386,6 +392,11 @@ FORMS: tuple[Form, ...] = (
         _day,
     ),
     Form(
+        "at 9:00 on monday",
+        rf"at (?P<time>{TIME}),? (?:on |this |(?P<next>next ))(?P<near>)(?P<date>)(?P<weekday>{ONE_DAY})",
+        _day,
+    ),
+    Form(
         "on 24 december at 9:00",
         rf"(?:on )?(?:the )?(?P<near>)(?P<weekday>)(?P<next>)(?P<date>{DATE}){_AT_ONE}",
         _day,
@@ -394,9 +405,9 @@ FORMS: tuple[Form, ...] = (
     Form("every 90 minutes between 8 and 18", rf"{_STEP}{_SPAN}{_ONLY}?", _every),
     Form("every 15 minutes on weekdays between 8 and 18", rf"{_STEP}{_ONLY}{_SPAN}?", _every),
     Form("every hour at minute 15", r"(?:every hour|hourly) at (?:minute |:)?(?P<minute>\d{1,2})", _hourly),
-    Form("every weekday at 9:00", rf"(?:every |on )?(?P<days>{DAYS}){_AT}", _days_at),
+    Form("every weekday at 9:00", rf"(?P<lead>every |on )?(?P<days>{DAYS}){_AT}", _days_at),
     Form("daily at 9:00 and 17:00", rf"daily{_AT}", lambda match, here: _cron(clocks(match["times"]), here)),
-    Form("at 9:00 on mondays", rf"at (?P<times>{TIMES}),? (?:every |on )(?P<days>{DAYS})", _days_at),
+    Form("at 9:00 on mondays", rf"at (?P<times>{TIMES}),? (?P<lead>every |on )(?P<days>{DAYS})", _days_at),
     Form("every 3 days at 9:00", rf"every (?P<number>{NUMBER}) days?{_AT_ONE}", _every_days),
     Form(
         "every 2 weeks on monday at 9:00",

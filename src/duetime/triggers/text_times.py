@@ -15,7 +15,7 @@ TIME = r"(?:noon|midnight|\d{1,2}(?::\d{2}){0,2} ?(?:am|pm|o'?clock|h)?)"
 TIMES = rf"{TIME}(?:(?:,| and|, and) ?(?:at )?{TIME})*"
 
 _DAY = rf"(?:{'|'.join(f'{name.lower()}s?' for name in DAY_NAMES)}|{'|'.join(WEEKDAYS)}|tues|wednes|thur|thurs)"
-ONE_DAY = rf"(?:{'|'.join(name.lower() for name in DAY_NAMES)}|{'|'.join(WEEKDAYS)})"
+ONE_DAY = rf"(?:{'|'.join(name.lower() for name in DAY_NAMES)}|{'|'.join(WEEKDAYS)}|tues|wednes|thur|thurs)"
 _SPAN = rf"(?:{_DAY}(?: ?(?:-|to|through|until) ?{_DAY})?|weekdays?|workdays?|weekends?|days?)"
 DAYS = rf"{_SPAN}(?:(?:,| and|, and| or) ?(?:every |on )?{_SPAN})*"
 
@@ -101,8 +101,46 @@ def clock(text: str) -> time:
 
 
 def clocks(text: str) -> list[time]:
-    """Return several times of day, ascending."""
-    return sorted({clock(each) for each in re.findall(TIME, text)})
+    """Return several times of day, ascending.
+
+    :raises InvalidTrigger: if there is no such time, or it can be one in the morning and one in the evening
+    """
+    texts = re.findall(TIME, text)
+    for index, early in enumerate(texts):
+        for late in texts[index + 1 :]:
+            _check_half(early, late)
+    return sorted({clock(each) for each in texts})
+
+
+def end_of_span(start: str, end: str) -> time:
+    """Return the time of day at which "between … and …" ends.
+
+    :raises InvalidTrigger: for "9 and 5", which may go over midnight or end in the afternoon, "1 and 5 pm" and the like
+    """
+    first, last = clock(start), clock(end)
+    _check_half(start, end)
+    if last <= first and first.hour <= 12 and re.fullmatch(_WITHOUT_HALF, end.strip()):
+        raise refused(
+            f"expected a span that surely ends in the afternoon or goes over midnight, got {start!r} and {end!r}; "
+            f"write '{end.strip()} pm' or '{end.strip()} am'"
+        )
+    return last
+
+
+_WITHOUT_HALF = r"(?:[1-9]|1[0-2])(?::\d{2}){0,2}(?: ?o'?clock)?"
+"""A time of day that is one of the morning to some, and one of the morning or the afternoon to others."""
+
+
+def _check_half(early: str, late: str) -> None:
+    """Do nothing, unless a time without am or pm comes before one with pm and can be meant with pm itself.
+
+    :raises InvalidTrigger: for "7 and 8 pm", of which the first is 7:00 or 19:00, and not for "9 and 5 pm"
+    """
+    if not re.fullmatch(_WITHOUT_HALF, early.strip()) or not late.strip().endswith("pm"):
+        return
+    first = clock(early)
+    if first.hour < 12 and first.replace(hour=first.hour + 12) < clock(late):
+        raise refused(f"expected am or pm with each time, got {early.strip()!r} before {late.strip()!r}")
 
 
 def weekdays(text: str) -> frozenset[int]:
@@ -170,7 +208,8 @@ def shifted(moment: datetime, amount: int, name: str) -> datetime:
 
 def refused(problem: str) -> InvalidTrigger:
     """Return the error about a text that is almost understood."""
-    return InvalidTrigger(f"{problem}.", details=[{"where": "trigger.text", "problem": problem}])
+    end = "" if problem.endswith("?") else "."
+    return InvalidTrigger(f"{problem}{end}", details=[{"where": "trigger.text", "problem": problem}])
 
 
 def nearest_word(word: str) -> str:
@@ -180,7 +219,9 @@ def nearest_word(word: str) -> str:
         *_UNITS,
         *(f"{name}s" for name in _UNITS),
         *_ORDINALS,
-        *("every", "weekday", "weekdays", "weekend", "between", "noon", "midnight", "tomorrow", "today", "daily"),
+        *(f"{name.lower()}s" for name in DAY_NAMES),
+        *("every", "weekday", "weekdays", "weekend", "weekends", "between", "noon", "midnight", "tomorrow", "today"),
+        *("hourly", "daily", "weekly", "monthly", "yearly"),
     ]
     close = get_close_matches(word, known, n=1, cutoff=0.8)
     return f", did you mean {close[0]!r}?" if close else "."

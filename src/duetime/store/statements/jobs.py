@@ -56,9 +56,23 @@ named(
     next as (
         select
             -- What is due and was not claimed waits for a place of its task, and must not hide what is due next.
-            (select {{time: q.run_at}} from {{s}}.jobs q
-             where q.acquired_by is null and q.run_at > now() and q.id <> all (array(select id from claimed))
-             order by q.run_at, q.id limit 1) as next_due,
+            least(
+                (select {{time: q.run_at}} from {{s}}.jobs q
+                 where q.acquired_by is null and q.run_at > now() and q.id <> all (array(select id from claimed))
+                 order by q.run_at, q.id limit 1),
+                -- Nor is anything left that may be claimed, while there is room, unless somebody had it locked, as
+                -- another claim has more than it takes, or has claimed it meanwhile.
+                case when (select count(*) from claimed) < $4 then
+                    (select now() + interval '0.1 seconds' from {{s}}.jobs q
+                     where q.acquired_by is null and q.run_at <= now() and q.id not in (select id from claimed)
+                       and not exists (
+                           select from {{s}}.tasks t
+                           where t.id = q.task_id
+                             and (t.max_running_jobs is not null or t.metadata ? 'duetime.max_running_per_key')
+                       )
+                     order by q.run_at, q.id limit 1)
+                end
+            ) as next_due,
             (select {{time: r.acquired_until}} from {{s}}.jobs r where r.acquired_by is not null
              order by r.acquired_until limit 1) as next_expiry
     )

@@ -202,9 +202,17 @@ named(
     ),
     decided as (
         select p.*, r.task_id, r.args, r.kwargs, r.job_executor, r.job_result_expiration_time, r.metadata,
-            p.state = 'pending' and p.checks_overlap and coalesce(r.metadata ->> 'duetime.overlap', 'allow') = 'skip'
-                and exists (select from {s}.jobs j where j.schedule_id = p.schedule_id) as is_overlapping
+            -- One whose time is still to come is looked at when it starts, unless it has come since it was planned.
+            p.state = 'pending' and p.checks_overlap and p.fire_time <= now()
+                and coalesce(r.metadata ->> 'duetime.overlap', 'allow') = 'skip'
+                and (
+                    count(*) filter (where p.state = 'pending') over earlier > 0
+                    or exists (select from {s}.jobs j where j.schedule_id = p.schedule_id)
+                ) as is_overlapping
         from planned p join released r on r.id = p.schedule_id
+        window earlier as (
+            partition by p.schedule_id order by p.fire_time rows between unbounded preceding and 1 preceding
+        )
     ),
     fire as (
         insert into {s}.fires (schedule_id, fire_time, run_time, task_id, state, reason, job_id, node, finished_at)
