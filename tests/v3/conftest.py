@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from duetime import tasks
+from duetime import builtin, tasks
 from duetime.settings import DatabaseUrl
 
 from .moving import KINDS, V3Side, v3_side
@@ -17,6 +17,7 @@ from .moving import KINDS, V3Side, v3_side
 @pytest.fixture(autouse=True)
 def no_tasks_of_other_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget the applications that a test has written and imported, with the tasks that they have registered."""
+    builtin.register()  # these are imported once, and no test's
     monkeypatch.setattr(tasks.registry, "_tasks", dict(tasks.registry._tasks))
     yield
     for name, module in list(sys.modules.items()):

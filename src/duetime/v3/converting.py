@@ -67,6 +67,8 @@ def convert(trigger: V3Trigger, first: datetime | None, now: datetime, release: 
     :param first: the time that v3 has stored as its next one; None for a paused job
     :param now: for the changes of the clock that are to come, and where a paused trigger goes on
     """
+    if first is not None:
+        first = first.astimezone(UTC)  # a time that comes twice equals none of another zone (PEP 495)
     form = Form()
     form.jitter = getattr(trigger, "jitter", None) or None
     _say_jitter(form, trigger, release)
@@ -154,7 +156,7 @@ def _text(moment: datetime) -> str:
 
 def _date(form: Form, trigger: V3Date, first: datetime | None, now: datetime) -> Json:
     run_at = first or trigger.run_date
-    if first is not None and first != trigger.run_date:
+    if first is not None and first != trigger.run_date.astimezone(UTC):
         form.say(
             "note",
             "own_next_run_time",
