@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import math
+import socket
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Iterator

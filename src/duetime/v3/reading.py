@@ -156,9 +156,7 @@ def _compare(row: V3Row, job: V3Job, values: Values) -> None:
             "review",
         )
     stored, own = row.next_run_time, job.next_run_time
-    is_same = stored is own is None or (
-        stored is not None and own is not None and abs(stored - own.timestamp()) <= 0.001
-    )
+    is_same = stored is None if own is None else stored is not None and abs(stored - own.timestamp()) <= 0.001
     if not is_same:
         values.say(
             "another_next_run_time",
