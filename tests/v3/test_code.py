@@ -116,6 +116,133 @@ def test_calls_whose_jobs_are_used_return_jobs(tmp_path: Path) -> None:
     assert outcome.is_complete
 
 
+def test_a_job_is_awaited_however_it_is_come_by_and_nothing_else_of_that_name(tmp_path: Path) -> None:
+    text, outcome = rewritten(
+        tmp_path,
+        """
+        from apscheduler.job import Job
+
+        @app.delete("/jobs")
+        async def clear(name: str):
+            jobs = scheduler.get_jobs()
+            for each in jobs:
+                each.pause()
+            jobs[0].resume()
+            [one.remove() for one in scheduler.get_jobs()]
+            if found := scheduler.get_job(name):
+                found.modify(name="found")
+            job: Job | None = scheduler.get_job(name)
+            job.remove()
+            scheduler.get_job(name).reschedule("cron", hour=9)
+
+        @app.post("/other")
+        async def other(things: list):
+            job = things.pop()
+            job.remove()
+            for each in things:
+                each.remove()
+        """,
+    )
+    for expected in (
+        "        await each.pause()",
+        "    await jobs[0].resume()",
+        "    [await one.remove() for one in await get_jobs(scheduler)]",
+        '        await found.modify(name="found")',
+        "await get_job(scheduler, name)\n    await job.remove()",
+        '    await (await get_job(scheduler, name)).reschedule("cron", hour=9)',
+        "things.pop()\n    job.remove()",
+        "in things:\n        each.remove()",
+    ):
+        assert expected in text, text
+    assert outcome.is_complete
+
+
+def test_a_job_that_cannot_be_awaited_is_listed(tmp_path: Path) -> None:
+    _text, outcome = rewritten(
+        tmp_path,
+        """
+        @app.delete("/jobs")
+        async def clear():
+            return list(each.remove() for each in scheduler.get_jobs())
+
+        @app.get("/later")
+        async def later():
+            job = scheduler.get_job("x")
+            return lambda: job.remove()
+        """,
+    )
+    assert decisions(outcome) == [
+        ("not_async", "return list(each.remove() for each in scheduler.get_jobs())"),
+        ("not_async", "return lambda: job.remove()"),
+    ]
+
+
+def test_what_is_read_or_passed_on_without_a_call_is_listed(tmp_path: Path) -> None:
+    _text, outcome = rewritten(
+        tmp_path,
+        """
+        import atexit
+        from fastapi import BackgroundTasks
+
+        @app.get("/later")
+        async def later(tasks: BackgroundTasks):
+            tasks.add_task(scheduler.add_job, work, "cron", hour=9)
+            return {"up": scheduler.running, "state": scheduler.state}
+
+        app.add_event_handler("startup", scheduler.start)
+        atexit.register(scheduler.shutdown)
+        atexit.register(lambda: scheduler.shutdown())
+
+        if not scheduler.running:
+            scheduler.start()
+        """,
+    )
+    assert decisions(outcome) == [
+        ("no_equivalent", 'tasks.add_task(scheduler.add_job, work, "cron", hour=9)'),
+        ("no_equivalent", 'return {"up": scheduler.running, "state": scheduler.state}'),
+        ("no_equivalent", 'app.add_event_handler("startup", scheduler.start)'),
+    ]
+
+
+def test_handlers_that_an_application_is_constructed_with_are_listed(tmp_path: Path) -> None:
+    head = HEAD.replace("FastAPI()", "FastAPI(on_startup=[], on_shutdown=[])")
+    text, outcome = rewritten(tmp_path, "scheduler.start()", head)
+    assert "lifespan=" in text
+    assert [code for code, _line in decisions(outcome)] == ["on_event"]
+
+
+def test_a_scheduler_that_an_object_keeps_is_followed(tmp_path: Path) -> None:
+    text, outcome = rewritten(
+        tmp_path,
+        """
+        class Kept:
+            def __init__(self, given: AsyncIOScheduler):
+                self.given = given
+
+            async def add(self):
+                self.given.add_job(work, "cron", day_of_week=0, id="x")
+
+            def add_now(self):
+                self.given.pause_job("x")
+
+        class Declared:
+            jobs: AsyncIOScheduler
+
+            async def stop(self):
+                self.jobs.remove_job("x")
+        """,
+    )
+    assert "await self.given.add_schedule(" in text
+    assert 'Cron("0 0 * * mon", timezone="UTC")' in text
+    assert 'await remove_job(self.jobs, "x")' in text
+    assert decisions(outcome) == [("not_async", 'self.given.pause_job("x")')]
+
+
+def test_the_comment_behind_the_scheduler_stays(tmp_path: Path) -> None:
+    text, _ = rewritten(tmp_path, "", HEAD.replace('timezone="UTC")', 'timezone="UTC")  # the only one'))
+    assert "scheduler = duetime.scheduler  # the only one\n" in text
+
+
 def test_names_of_the_file_are_not_confused_with_new_ones(tmp_path: Path) -> None:
     text, _ = rewritten(
         tmp_path,

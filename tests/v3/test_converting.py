@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -124,6 +125,14 @@ def test_a_date_is_the_stored_time() -> None:
     form = convert(V3Date(MONDAY), NOW, NOW)
     assert form.spec == {"type": "date", "run_at": NOW.isoformat()}
     assert codes(form) == {"own_next_run_time"}
+
+
+def test_a_date_in_a_repeated_hour_is_the_stored_time_whatever_the_zones_are() -> None:
+    folded = datetime(2027, 10, 31, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin"))
+    for first in (folded, folded.astimezone(UTC)):
+        form = convert(V3Date(folded), first, NOW)
+        assert form.spec == {"type": "date", "run_at": "2027-10-31T01:30:00+00:00"}
+        assert form.findings == []
 
 
 def test_a_trigger_that_has_ended_fires_at_the_stored_time_once_more() -> None:

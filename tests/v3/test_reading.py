@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
@@ -269,9 +270,14 @@ def test_columns_that_contradict_the_state_are_left_to_a_person() -> None:
     assert codes(read(V3Row("another", whole.next_run_time, whole.job_state))) == {"another_id": "review"}
     assert codes(read(V3Row(whole.id, None, whole.job_state))) == {"another_next_run_time": "review"}
     assert whole.next_run_time is not None
-    assert codes(read(V3Row(whole.id, whole.next_run_time + 60, whole.job_state))) == {
-        "another_next_run_time": "review"
-    }
+    for column in (whole.next_run_time + 60, 0.0, math.nan, math.inf):
+        assert codes(read(V3Row(whole.id, column, whole.job_state))) == {"another_next_run_time": "review"}
+
+
+def test_a_column_that_is_no_time_takes_the_place_of_none_that_cannot_be_read() -> None:
+    for column in (math.nan, math.inf, 1e300):
+        reading = read(V3Row("dateutil-rule-cron", column, row("dateutil-rule-cron").job_state))
+        assert codes(reading) == {"not_a_job": "reject"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sqlite3
 import subprocess
@@ -130,6 +131,15 @@ async def test_rows_that_hands_have_changed_are_read_too(sqlite_file: Path) -> N
         ("\ufffd\x01", b"N."),
     }
     assert all(row.next_run_time == 1.0 for row in found)
+
+
+async def test_a_time_that_is_no_number_is_read_as_one_that_equals_no_time(sqlite_file: Path) -> None:
+    with sqlite3.connect(sqlite_file) as connection:
+        connection.execute("UPDATE apscheduler_jobs SET next_run_time = 'soon' WHERE next_run_time IS NOT NULL")
+    connection.close()
+    found = await all_rows(f"sqlite:///{sqlite_file}")
+    assert any(row.next_run_time is not None for row in found)
+    assert all(row.next_run_time is None or math.isnan(row.next_run_time) for row in found)
 
 
 async def refused(url: str, table: str = "apscheduler_jobs") -> DuetimeError:

@@ -89,7 +89,7 @@ def convert(trigger: V3Trigger, first: datetime | None, now: datetime, release: 
             form.say("note", "last_fire", "its trigger has no time after the next one; v3 removes the job after it.")
         form.ended = False
         form.spec = form.stored = at_first
-    elif begun[0] == first:
+    elif begun[0].astimezone(UTC) == first.astimezone(UTC):  # one that comes twice equals none of another zone
         form.spec = form.stored = rest
     else:
         form.stored = rest
@@ -154,7 +154,7 @@ def _text(moment: datetime) -> str:
 
 def _date(form: Form, trigger: V3Date, first: datetime | None, now: datetime) -> Json:
     run_at = first or trigger.run_date
-    if first is not None and first != trigger.run_date:
+    if first is not None and first.astimezone(UTC) != trigger.run_date.astimezone(UTC):
         form.say(
             "note",
             "own_next_run_time",

@@ -140,7 +140,10 @@ def _next(row: V3Row, values: Values, found: Any) -> datetime | None:
     except NotKnown as exc:
         if row.next_run_time is None:
             raise Damaged(f"its next_run_time is in a time zone that cannot be read: {exc.reference:.80}") from None
-        return datetime.fromtimestamp(row.next_run_time, UTC)  # the instant is there once more
+        try:
+            return datetime.fromtimestamp(row.next_run_time, UTC)  # the instant is there once more
+        except (ValueError, OverflowError, OSError):
+            raise Damaged(f"its next_run_time is in a time zone that cannot be read: {exc.reference:.80}") from None
 
 
 def _compare(row: V3Row, job: V3Job, values: Values) -> None:
@@ -153,7 +156,8 @@ def _compare(row: V3Row, job: V3Job, values: Values) -> None:
             "review",
         )
     stored, own = row.next_run_time, job.next_run_time
-    if (stored is None) != (own is None) or (stored and own and abs(stored - own.timestamp()) > 0.001):
+    is_same = stored is None if own is None else stored is not None and abs(stored - own.timestamp()) <= 0.001
+    if not is_same:
         values.say(
             "another_next_run_time",
             "the row's next_run_time is not that of its state. Somebody has changed the table by hand: find out which "

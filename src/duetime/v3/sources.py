@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -175,9 +176,17 @@ def _row(id: Any, next_run_time: Any, job_state: Any) -> V3Row:  # noqa: A002 - 
     state = job_state.encode("utf-8", "surrogateescape") if isinstance(job_state, str) else bytes(job_state or b"")
     return V3Row(
         id.decode("utf-8", "replace") if isinstance(id, bytes) else str(id),
-        None if next_run_time is None else float(next_run_time),
+        None if next_run_time is None else _seconds(next_run_time),
         state,
     )
+
+
+def _seconds(found: Any) -> float:
+    """Return a number; of what is none, as SQLite takes it in any column, one that equals no time."""
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 class _Database(Protocol):

@@ -25,6 +25,12 @@ AWAITED = (
 
 NOT_AWAITED = ("add_listener", "remove_listener")
 
+READ = (
+    *AWAITED, *NOT_AWAITED, "add_executor", "add_jobstore", "configure", "export_jobs", "import_jobs", "pause",
+    "remove_executor", "remove_jobstore", "resume", "running", "shutdown", "start", "timezone", "wakeup",
+)  # fmt: skip
+"""What v3's scheduler has and APScheduler 4's has not, or means something else by."""
+
 POOLS = {"ThreadPoolExecutor": "threadpool", "ProcessPoolExecutor": "processpool", "AsyncIOExecutor": "auto"}
 
 
@@ -112,7 +118,7 @@ class Analysis:
         return None
 
     typed: dict[str, set[str]] = field(default_factory=dict)
-    """File → parameters that are annotated as schedulers."""
+    """File → parameters that are annotated as schedulers, and attributes of ``self`` that hold one."""
 
 
 def analyse(project: Project) -> Analysis:
@@ -210,7 +216,7 @@ class _Users(_Walker):
             self.found.functions[Definition(self.source.module, node.name.value)] = (self.source, node)
         for each in (*node.params.params, *node.params.kwonly_params):
             if each.annotation is not None and self._is_typed(each.annotation.annotation):
-                self.found.typed.setdefault(self.source.file, set()).add(each.name.value)
+                self._type(each.name.value)
         super().visit_FunctionDef(node)
 
     def _is_typed(self, annotation: cst.BaseExpression) -> bool:
@@ -221,8 +227,23 @@ class _Users(_Walker):
 
     def visit_Assign(self, node: cst.Assign) -> None:  # noqa: N802 - libcst's name
         target = dotted(node.targets[0].target) or ""
-        if ".state." in target and self.found.scheduler_of(self.source, node.value) is not None:
+        if self.found.scheduler_of(self.source, node.value) is None:
+            return
+        if ".state." in target:
             self.found.states.add(target.rpartition(".state.")[2])
+        elif target.startswith("self."):
+            self._type(target)
+
+    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:  # noqa: N802 - libcst's name
+        """Find attributes that are annotated as schedulers: of ``self``, or in the body of a class."""
+        target = dotted(node.target) or ""
+        if not self.classes or not self._is_typed(node.annotation.annotation):
+            return
+        if target.startswith("self.") or (not self.stack and node.value is None):
+            self._type(f"self.{target.removeprefix('self.')}")
+
+    def _type(self, text: str) -> None:
+        self.found.typed.setdefault(self.source.file, set()).add(text)
 
     def visit_Call(self, node: cst.Call) -> None:  # noqa: N802 - libcst's name
         if isinstance(node.func, cst.Attribute) and self.found.scheduler_of(self.source, node.func.value) is not None:

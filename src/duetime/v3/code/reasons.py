@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-ON_EVENT = "@app.on_event is not called in an application that has a lifespan. Do in the lifespan what it does."
+ON_EVENT = (
+    "@app.on_event, on_startup and on_shutdown are not called in an application that has a lifespan. Do in the "
+    "lifespan what they do."
+)
 
 NOT_SEEN = (
     "the scheduler is configured by something that is not seen here. Say its time zone and job_defaults with "
@@ -22,7 +25,7 @@ def not_async(method: str, function: str | None) -> str:
     """Say that a call cannot be awaited where it is."""
     where = "something that is not async" if function is None else f"`def {function}`"
     return (
-        f"scheduler.{method}() is called in {where}, where it cannot be awaited. Make that an `async def`, if nothing "
+        f"{method}() is called in {where}, where it cannot be awaited. Make that an `async def`, if nothing "
         f"in it blocks, and run this again; or call it from one."
     )
 
@@ -38,6 +41,14 @@ def at_import(method: str, duetime: str) -> str:
 def no_equivalent(method: str) -> str:
     """Say that a method is not there any more."""
     return f"scheduler.{method}() has no equivalent; docs/migrating-code-from-v3.md says what there is instead."
+
+
+def passed_on(name: str) -> str:
+    """Say that something of v3's scheduler is used without being called."""
+    return (
+        f"scheduler.{name} is read or passed on here. APScheduler 4 has no such thing, or another one of that name: "
+        f"pass an `async def` that awaits what duetime.v3.compat has for it; the lifespan starts and stops."
+    )
 
 
 def started_paused(argument: str) -> str:

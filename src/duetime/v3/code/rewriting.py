@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import libcst as cst
-from libcst.metadata import ParentNodeProvider
+from libcst.metadata import ParentNodeProvider, ScopeProvider
 
 from . import reasons
-from .analysis import AWAITED, NOT_AWAITED, Analysis, App, Made, is_event, seen
+from .analysis import AWAITED, NOT_AWAITED, READ, Analysis, App, Made, is_event, seen
 from .findings import Found
 from .jobs import new_call, trigger_object
 from .lifespans import SHUTDOWN, START, Handler, composed, new_lifespan, without_marks
@@ -71,7 +71,7 @@ class Rewriter(cst.CSTTransformer):
         self.moved: list[str] = []
         self.handlers: list[Handler] = []
         self.is_app = plan.app is not None and plan.app.source is source
-        self.jobs: set[str] = set()
+        self.scopes = source.wrapper.resolve(ScopeProvider)
         self.bound = bound_names(source.tree)
 
     # -- where we are -------------------------------------------------------------------------------------------------
@@ -116,6 +116,38 @@ class Rewriter(cst.CSTTransformer):
     def _is_at_start(self) -> bool:
         return not self.stack or self._definition(self.stack[-1]) in self.plan.at_start
 
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    def visit_Attribute(self, node: cst.Attribute) -> None:  # noqa: N802 - libcst's name
+        """Say where something of the scheduler is read or passed on: ``add_task(scheduler.remove_job, id)``."""
+        parent = self.parents.get(node)
+        if node.attr.value not in READ or (isinstance(parent, cst.Call) and parent.func is node):
+            return
+        scheduler = self.plan.analysis.scheduler_of(self.source, node.value)
+        if scheduler is not None and not scheduler.is_new and not self._goes(node):
+            self._say(node, "no_equivalent", reasons.passed_on(node.attr.value))
+
+    def _goes(self, node: cst.Attribute) -> bool:
+        """Return whether it goes with ``atexit.register(scheduler.shutdown)`` or ``if not scheduler.running: …``."""
+        above = self.parents.get(node)
+        while isinstance(above, (cst.UnaryOperation, cst.Lambda, cst.Arg)):
+            above = self.parents.get(above)
+        if isinstance(above, cst.Call):
+            return self.source.origin(above.func) == "atexit.register"
+        return isinstance(above, cst.If) and node.attr.value == "running" and self._only_starts(above)
+
+    def _only_starts(self, node: cst.If) -> bool:
+        lines = [each.body for each in node.body.body if isinstance(each, cst.SimpleStatementLine)]
+        calls = [small.value for line in lines for small in line if isinstance(small, cst.Expr)]
+        if node.orelse is not None or len(calls) != len(node.body.body):
+            return False
+        return all(
+            isinstance(each, cst.Call)
+            and isinstance(each.func, cst.Attribute)
+            and each.func.attr.value in ("start", "shutdown")
+            for each in calls
+        )
+
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:  # noqa: N802
@@ -132,9 +164,10 @@ class Rewriter(cst.CSTTransformer):
             scheduler = self.plan.analysis.scheduler_of(self.source, func.value)
             if scheduler is not None:
                 return self._scheduler_call(original_node, updated_node, func.attr.value, scheduler)
-            is_of_job = self._is_job(func.value) and func.attr.value in _OF_A_JOB
-            if is_of_job and self._where() == "async" and not isinstance(parent, cst.Await):
-                return self._awaited(original_node, updated_node)
+            if func.attr.value in _OF_A_JOB and not isinstance(parent, cst.Await) and self._is_job(func.value):
+                if self._where() == "async" and not self._is_lazy(original_node):
+                    return self._awaited(original_node, updated_node)
+                self._say_not_async(original_node, f"job.{func.attr.value}")
         return updated_node
 
     def _scheduler_call(
@@ -153,8 +186,7 @@ class Rewriter(cst.CSTTransformer):
             return updated
         where = self._where()
         if where == "sync":
-            inner = next((each.name.value for each in reversed(self.stack) if isinstance(each, cst.FunctionDef)), None)
-            self._say(original, "not_async", reasons.not_async(method, inner))
+            self._say_not_async(original, f"scheduler.{method}")
             return updated
         if where == "module":
             if method == "add_job" and isinstance(parent, cst.Expr) and self._may_move(self.parents.get(parent)):
@@ -181,6 +213,10 @@ class Rewriter(cst.CSTTransformer):
         )
         self.needs |= new.imports
         return self._awaited(original, new.call)
+
+    def _say_not_async(self, call: cst.Call, method: str) -> None:
+        inner = next((each.name.value for each in reversed(self.stack) if isinstance(each, cst.FunctionDef)), None)
+        self._say(call, "not_async", reasons.not_async(method, inner if self._where() == "sync" else None))
 
     def _compat(self, name: str) -> str:
         """Return the name of a function of ``duetime.v3.compat`` in this file, and have it imported."""
@@ -257,22 +293,53 @@ class Rewriter(cst.CSTTransformer):
 
     # -- jobs that calls return ---------------------------------------------------------------------------------------
 
-    def visit_Assign(self, node: cst.Assign) -> None:  # noqa: N802 - libcst's name
-        value = node.value
-        if isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute):
-            target = node.targets[0].target
-            is_scheduler = self.plan.analysis.scheduler_of(self.source, value.func.value) is not None
-            if is_scheduler and value.func.attr.value in ("add_job", "get_job") and isinstance(target, cst.Name):
-                self.jobs.add(target.value)
-
-    def visit_For(self, node: cst.For) -> None:  # noqa: N802 - libcst's name
-        if isinstance(node.iter, cst.Call) and isinstance(node.iter.func, cst.Attribute):
-            is_scheduler = self.plan.analysis.scheduler_of(self.source, node.iter.func.value) is not None
-            if is_scheduler and node.iter.func.attr.value == "get_jobs" and isinstance(node.target, cst.Name):
-                self.jobs.add(node.target.value)
-
     def _is_job(self, node: cst.BaseExpression) -> bool:
-        return isinstance(node, cst.Name) and node.value in self.jobs
+        """Return whether an expression is a job that a scheduler has returned."""
+        if self._is_from(node, "add_job", "get_job"):
+            return True
+        if isinstance(node, cst.Subscript):
+            return self._are_jobs(node.value)
+        return any(
+            self._are_jobs(value) if is_member else self._is_from(value, "add_job", "get_job")
+            for value, is_member in self._given(node)
+        )
+
+    def _are_jobs(self, node: cst.BaseExpression) -> bool:
+        return self._is_from(node, "get_jobs") or any(
+            self._is_from(value, "get_jobs") for value, is_member in self._given(node) if not is_member
+        )
+
+    def _is_from(self, node: cst.BaseExpression, *methods: str) -> bool:
+        """Return whether an expression calls one of these methods of a scheduler."""
+        if not (isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)):
+            return False
+        return (
+            node.func.attr.value in methods
+            and self.plan.analysis.scheduler_of(self.source, node.func.value) is not None
+        )
+
+    def _given(self, node: cst.BaseExpression) -> Iterator[tuple[cst.BaseExpression, bool]]:
+        """Yield what a name is given where it is seen, and whether it is a member of that, as in a loop."""
+        scope = self.scopes.get(node) if isinstance(node, cst.Name) else None
+        if scope is None or not isinstance(node, cst.Name):
+            return
+        for assignment in scope[node.value]:
+            place = self.parents.get(getattr(assignment, "node", None))  # type: ignore[arg-type]
+            if isinstance(place, cst.AssignTarget):
+                place = self.parents.get(place)
+            if isinstance(place, (cst.Assign, cst.AnnAssign, cst.NamedExpr)) and place.value is not None:
+                yield place.value, False
+            elif isinstance(place, (cst.For, cst.CompFor)):
+                yield place.iter, True
+
+    def _is_lazy(self, node: cst.CSTNode) -> bool:
+        """Return whether it is inside of a generator expression, where an ``await`` would change what that is."""
+        above = self.parents.get(node)
+        while above is not None and not isinstance(above, cst.BaseStatement):
+            if isinstance(above, cst.GeneratorExp):
+                return True
+            above = self.parents.get(above)
+        return False
 
     # -- decorators ---------------------------------------------------------------------------------------------------
 
@@ -482,6 +549,7 @@ class Rewriter(cst.CSTTransformer):
             lines.append(line)
         self._say_of_construction(main.call, given)
         made_lines = [statement(line) for line in lines]
+        made_lines[1] = made_lines[1].with_changes(trailing_whitespace=updated.trailing_whitespace)
         made_lines[0] = made_lines[0].with_changes(leading_lines=updated.leading_lines if main.function is None else [])
         if main.function is None:
             return cst.FlattenSentinel(made_lines)
@@ -586,6 +654,8 @@ class Rewriter(cst.CSTTransformer):
             if self.plan.lifespan is None:
                 self._say(app.call, "lifespan", reasons.lifespan(self.plan.duetime))
             return call
+        if any(each.keyword is not None and each.keyword.value in ("on_startup", "on_shutdown") for each in call.args):
+            self._say(app.call, "on_event", reasons.ON_EVENT)
         self.wants_lifespan = True
         args = [*call.args, argument("lifespan", "__duetime_lifespan__")]
         return call_of(code_of(call.func), args, call)
