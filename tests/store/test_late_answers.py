@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -337,3 +338,79 @@ async def test_a_job_that_was_to_wait_and_whose_turn_comes_before_that_is_known_
         to_begin.comes.set()
         assert await beginning == {second.id}
         assert list(store._attempts) == [second.id]
+
+
+async def test_a_claim_that_is_made_while_the_node_stops_is_freed_with_the_others(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop is cut short, and the database commits what it was asked for all the same."""
+    monkeypatch.setattr("duetime.store.node._LAST_CLAIMS", 20)
+    scheduler = node_that_holds(database)
+    asked = asyncio.Event()
+    real = asyncpg.Connection.fetch
+
+    async def fetch(self: asyncpg.Connection, query: str, *args: Any, **options: Any) -> Any:
+        if not query.startswith("/* duetime: release_schedules */") or not args[1]:
+            return await real(self, query, *args, **options)
+        asked.set()
+        return await asyncio.shield(asyncio.ensure_future(arrive_late(query, args)))
+
+    async def arrive_late(query: str, args: Any) -> Any:
+        await eventually(lambda: scheduler.store.stopping)
+        await asyncio.sleep(0.05)  # in which a node that does not wait for it has left
+        other = await asyncpg.connect(**database.asyncpg_arguments())
+        try:
+            return await real(other, query, *args)
+        finally:
+            await other.close()
+
+    async with running(scheduler):
+        monkeypatch.setattr(asyncpg.Connection, "fetch", fetch)
+        await scheduler.add_schedule("work", every(60, ago(-9)), id="s")
+        await asked.wait()
+    await eventually(lambda: connection.fetchval("select count(*) = 1 from duetime.jobs"))
+    assert await connection.fetchval("select count(*) from duetime.jobs where acquired_by is not null") == 0
+
+
+async def test_a_job_that_is_cancelled_before_the_node_knows_of_its_claim_ends_at_once(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when the claim is renewed, which is twenty minutes away."""
+    scheduler = node_that_holds(database)
+    async with running(scheduler):
+        late = LateAnswer("release_schedules", monkeypatch)
+        await scheduler.add_schedule("work", DateTrigger(ago(-9)), id="s")
+        await late.made.wait()
+        job_id = await connection.fetchval("select id from duetime.jobs")
+        assert not (await scheduler.store.cancel_job(job_id)).is_ended
+        await is_told_of(scheduler, job_id)
+        late.comes.set()
+        await eventually(lambda: connection.fetchval("select state = 'cancelled' from duetime.fires"))
+        assert not scheduler.store._attempts
+    assert done == []
+
+
+async def is_told_of(scheduler: DuetimeScheduler, job_id: UUID) -> None:
+    """Wait until an answer that is under way knows that somebody wants the job cancelled."""
+    await eventually(lambda: any(job_id in answer.cancelled for answer in scheduler.store._answers))
+
+
+async def test_jobs_that_the_database_refuses_to_settle_are_asked_for_again(
+    database: DatabaseUrl, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = asyncpg.Connection.fetch
+    refused: list[str] = []
+
+    async def fetch(self: asyncpg.Connection, query: str, *args: Any, **options: Any) -> Any:
+        if query.startswith("/* duetime: settle_jobs */") and not refused:
+            refused.append(query)
+            raise asyncpg.DataError("not now")
+        return await real(self, query, *args, **options)
+
+    options = TaskOptions(overlap=Overlap.buffer_all)
+    scheduler = node(database, tasks(work, work=options), lease_duration=3600)
+    async with running(scheduler):
+        monkeypatch.setattr(asyncpg.Connection, "fetch", fetch)
+        await scheduler.add_schedule("work", every(3600, ago(3601)), id="s", coalesce=CoalescePolicy.all)
+        await eventually(lambda: done == ["work", "work"])
+        assert refused

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from logging import Logger
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -59,11 +59,16 @@ from .postgres import LARGEST_CLAIM, PostgresDataStore
 from .relief import Relief
 from .transactions import current_transaction
 
+R = TypeVar("R")
+
 MOST_LOST_ATTEMPTS = 20
 """Attempts of a job that a crash or a stop may cut short; one that has lost more takes nodes with it."""
 
 _LEAVE_TIMEOUT = 3.0
 """Seconds that a node that stops waits for the database, to free what it has claimed."""
+
+_LAST_CLAIMS = 0.2
+"""Seconds that a node that stops waits for claims that are under way, before it frees what it has claimed."""
 
 _WARM_AHEAD = 10.0
 """Seconds before work is due at which connections are made ready for it."""
@@ -89,10 +94,12 @@ class _Meanwhile:
 
     :ivar taken_back: jobs that a change of their schedule has taken back
     :ivar doubted: schedules that somebody has changed; None: any may have been
+    :ivar cancelled: jobs that somebody may want cancelled
     """
 
     taken_back: set[UUID] = field(default_factory=set)
     doubted: set[str | None] = field(default_factory=set)
+    cancelled: set[UUID] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +145,8 @@ class NodeDataStore(PostgresDataStore):
     # Schedules that had a job go back into the queue: another node may run it while the next fire starts here.
     _elsewhere: set[str] = attrs.field(init=False, factory=set)
     _background: set[asyncio.Task[None]] = attrs.field(init=False, factory=set)
+    # Statements that claim something and are under way.
+    _claiming: set[asyncio.Task[Any]] = attrs.field(init=False, factory=set)
     _warming: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _releasing: _Meanwhile = attrs.field(init=False, factory=_Meanwhile)
     _answers: list[_Meanwhile] = attrs.field(init=False, factory=list)
@@ -210,6 +219,7 @@ class NodeDataStore(PostgresDataStore):
         for task in (heartbeat, *self._background):
             task.cancel()
         await asyncio.wait([heartbeat, *self._background])
+        await self._end_claims()
         await self._leave()
         if self._begun:
             self._left_behind[self.identity] = list(self._begun)
@@ -222,6 +232,27 @@ class NodeDataStore(PostgresDataStore):
         self._elsewhere.clear()
         self._turns.clear()
         self._ending.clear()
+
+    async def _uncut(self, claim: Awaitable[R]) -> R:
+        """Run a statement that claims something. When the caller is cut short it goes on: the database would anyway,
+        and claim what nobody knows of after all claims of this node have been freed."""
+        claiming = asyncio.ensure_future(claim)
+        self._claiming.add(claiming)
+        claiming.add_done_callback(self._claimed)
+        return await asyncio.shield(claiming)
+
+    def _claimed(self, claiming: asyncio.Task[Any]) -> None:
+        self._claiming.discard(claiming)
+        if not claiming.cancelled():
+            claiming.exception()  # which the caller has, if it is still there
+
+    async def _end_claims(self) -> None:
+        if self._claiming:
+            _, pending = await asyncio.wait(self._claiming, timeout=_LAST_CLAIMS)
+            for each in pending:  # the database is away
+                each.cancel()
+            if pending:
+                await asyncio.wait(pending)
 
     async def _leave(self) -> None:
         """Free what is claimed under this node's identity, whether or not the answer to the claim has come, but for
@@ -397,6 +428,8 @@ class NodeDataStore(PostgresDataStore):
             if self._attempts:
                 self._in_background(self._look_for_cancelled(list(self._attempts)))
         elif isinstance(event, JobRemoved):
+            for answer in self._answers:
+                answer.cancelled.add(event.job_id)
             if event.job_id in self._attempts:
                 self._in_background(self._look_for_cancelled([event.job_id]))
         elif isinstance(event, ScheduleAdded | ScheduleUpdated):
@@ -463,6 +496,8 @@ class NodeDataStore(PostgresDataStore):
                 # The answers that are under way now know of it too, or were asked for later.
                 for schedule_id in meanwhile.doubted:
                     self._look_up(schedule_id)
+                if claimed := [each for each in meanwhile.cancelled if each in self._attempts]:
+                    self._in_background(self._look_for_cancelled(claimed))
 
     # -- cancelling ---------------------------------------------------------------------------------------------------
 
@@ -867,7 +902,8 @@ class NodeDataStore(PostgresDataStore):
         """Start jobs that nothing stands before; the others go back into the queue until their turn comes, or end."""
         schedules = {card.job.schedule_id for card in cards if card.job.schedule_id is not None}
         try:
-            starts = await self._settle(self.identity, [card.job for card in cards])
+            with self._held_on_to(cards):
+                starts = await self._settle(self.identity, [card.job for card in cards])
         finally:
             # Those that wait may be run by another node, while the next fire starts here.
             self._elsewhere |= schedules

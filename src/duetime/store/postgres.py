@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from logging import Logger, getLogger
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -95,6 +95,8 @@ from .retention import Retention
 from .slow_plans import Patience, SlowPlan, SlowPlans, is_quick
 from .transactions import current_transaction
 from .unprepared import interval_text
+
+R = TypeVar("R")
 
 LARGEST_CLAIM = 1000
 """Schedules or jobs that one statement claims at most, unless the caller says less."""
@@ -216,6 +218,10 @@ class PostgresDataStore(SQLAlchemyDataStore):
 
     async def _emit(self, events: Iterable[Event]) -> None:
         await announce(self._event_broker, events)
+
+    async def _uncut(self, claim: Awaitable[R]) -> R:
+        """Run a statement that claims something."""
+        return await claim
 
     async def _loop_fetch(self, name: str, *arguments: Any) -> list[Row]:
         """Run a statement for one of the scheduler's loops, which wait for the database as long as it takes."""
@@ -551,7 +557,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
         A schedule that cannot be read, or whose fires cannot be worked out, is set aside as broken.
         """
         look_ahead = self._look_ahead()
-        found = await self._loop_fetch("acquire_schedules", scheduler_id, lease_duration, limit, look_ahead)
+        claim = self._loop_fetch("acquire_schedules", scheduler_id, lease_duration, limit, look_ahead)
+        found = await self._uncut(claim)
         schedules: list[Schedule] = []
         broken: dict[str, str] = {}
         unreadable: list[tuple[str, DeserializationError]] = []
@@ -624,7 +631,8 @@ class PostgresDataStore(SQLAlchemyDataStore):
             return
         release = Release.of(results, self._holds, self.serializer, self._claims)
         queued_hint = JobAdded(job_id=uuid4(), task_id="", schedule_id=None)
-        row = await release.write(self.database, scheduler_id, self._job_lease(), self._message([queued_hint]))
+        write = release.write(self.database, scheduler_id, self._job_lease(), self._message([queued_hint]))
+        row = await self._uncut(write)
         await self._released(scheduler_id, release.plans, row)
 
     def _claims(self, schedule: Schedule, fire: PlannedFire) -> bool:
@@ -833,7 +841,11 @@ class PostgresDataStore(SQLAlchemyDataStore):
         channel, _ = self._message([])
         while undecided:
             again: dict[UUID, Job] = {}
-            found = await self._loop_fetch("settle_jobs", scheduler_id, list(undecided), channel)
+            try:
+                found = await self._loop_fetch("settle_jobs", scheduler_id, list(undecided), channel)
+            except asyncpg.PostgresError:
+                self._stay(undecided, asked)
+                raise
             verdicts = {row["job_id"]: row for row in found}
             for job in undecided.values():
                 verdict = verdicts[job.id]["verdict"] if job.id in verdicts else "lost"
@@ -971,7 +983,7 @@ class PostgresDataStore(SQLAlchemyDataStore):
             self.database.learn(answer, asked_at)
             return answer, lost
 
-        return await self.database.attempt(work, deadline=None)
+        return await self._uncut(self.database.attempt(work, deadline=None))
 
     def _known_jobs(self) -> list[UUID]:
         """Return the jobs that are claimed here, as far as that is known."""
@@ -994,6 +1006,12 @@ class PostgresDataStore(SQLAlchemyDataStore):
         asked = object()
         self._leaving.update(dict.fromkeys(jobs, asked))
         return asked
+
+    def _stay(self, jobs: Iterable[UUID], asked: object) -> None:
+        """Take note that jobs have not gone back: the database has refused it."""
+        for each in jobs:
+            if self._leaving.get(each) is asked:
+                del self._leaving[each]
 
     def _has_left(self, job_id: UUID, asked: object) -> None:
         """Take note that a job has gone back into the queue, unless it was claimed anew before that was known."""
