@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ..errors import InvalidSettings
+from .checkouts import Checkouts
 from .connections import Step, breaks, say_goodbye
 from .driver import know_arrays
 
@@ -31,6 +32,12 @@ def _note(connection: Any, record: ConnectionPoolEntry) -> None:
     record.info[_OPENED_AT] = time.monotonic()
     if (opened := _opened.get()) is not None:
         opened.append(connection.driver_connection)
+
+
+def _end(connection: Any, _record: ConnectionPoolEntry) -> None:
+    """End at once what the pool closes while it is asked for a connection: it waits for a goodbye for two seconds."""
+    if _opened.get() is not None:
+        connection.driver_connection.terminate()
 
 
 class EngineConnections:
@@ -49,6 +56,8 @@ class EngineConnections:
         if not event.contains(engine.sync_engine, "connect", _note):
             # Before the listeners of SQLAlchemy's own, which ask the server several things.
             event.listen(engine.sync_engine, "connect", _note, insert=True)
+            event.listen(engine.sync_engine, "close", _end)
+        self._checkouts = Checkouts(engine.sync_engine, self.probe)
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[asyncpg.Connection]:
@@ -77,7 +86,8 @@ class EngineConnections:
     async def _check_out(self) -> tuple[AsyncConnection, asyncpg.Connection]:
         """Check out a connection that is not lost, as far as anybody knows, and return the driver's own one with it."""
         while True:
-            connection = await self._connect(self._engine)
+            with self._checkouts.watching():
+                connection = await self._connect(self._engine)
             raw = await connection.get_raw_connection()
             driver: Any = raw.driver_connection
             if not driver.is_closed() and raw.info.get(_OPENED_AT, 0.0) >= self._lost_at:
@@ -122,7 +132,8 @@ class EngineConnections:
         """Do nothing: the application has said in its engine's arguments how statements are run."""
 
     async def close(self) -> None:
-        """Do nothing: the engine belongs to the application."""
+        """Ask after connections no more. The engine belongs to the application."""
+        self._checkouts.close()
 
 
 async def _drop(connection: AsyncConnection, driver: asyncpg.Connection) -> None:

@@ -20,10 +20,10 @@ from .connections import Connections
 SUSPICION = 1.0
 """Seconds that a statement may take before it is asked after, and between two questions."""
 
-_PROBE_TIMEOUT = 5.0
-_MOST_PROBES = 5
+PROBE_TIMEOUT = 5.0
+MOST_PROBES = 5
 
-_ON_ITS_WAY = 0.5
+ON_ITS_WAY = 0.5
 """Seconds that are left to an answer that the server has given while it was asked after."""
 
 _LONG = 10.0
@@ -83,7 +83,7 @@ class Liveness:
             return
         self._timer = loop.call_later(SUSPICION, self._look)
         # Beside a question that hangs: the network may be back, and the question that was lost in it not.
-        if self._suspects() and len(self._asking) < _MOST_PROBES:
+        if self._suspects() and len(self._asking) < MOST_PROBES:
             task = loop.create_task(self._ask(), name="duetime liveness")
             self._asking.add(task)
             task.add_done_callback(self._asked)
@@ -99,7 +99,7 @@ class Liveness:
         return {each: since for each, since in self._waiting.items() if since <= latest}
 
     async def _ask(self) -> None:
-        async with asyncio.timeout(_PROBE_TIMEOUT), self._connections.probe() as probe:
+        async with asyncio.timeout(PROBE_TIMEOUT), self._connections.probe() as probe:
             suspects = self._suspects()
             pids = [each.get_server_pid() for each in suspects]
             [row] = await probe.fetch(_QUESTION, pids, probe.get_server_pid())
@@ -112,7 +112,7 @@ class Liveness:
             or (since <= long_ago and each.get_server_pid() not in row["at_work"])
         }
         if silent:
-            await asyncio.sleep(_ON_ITS_WAY)
+            await asyncio.sleep(ON_ITS_WAY)
         for each, since in silent.items():
             if self._waiting.get(each) == since:
                 self.logger.warning("The database is not at work on what it was asked; it is asked again")
