@@ -9,7 +9,7 @@ import asyncpg
 
 from duetime.settings import DatabaseUrl
 from duetime.store import PostgresDataStore
-from duetime.store.liveness import SUSPICION
+from duetime.store.suspicion import PATIENCE
 
 from ..waiting import eventually
 from .network import Network
@@ -31,7 +31,7 @@ async def test_a_statement_that_waits_for_a_lock_is_not_made_again(
         store.database._liveness._ask = counted  # type: ignore[method-assign]
         await connection.execute("begin; lock table duetime.tasks in access exclusive mode")
         waiting = asyncio.create_task(store.get_tasks())
-        await eventually(lambda: asked >= 2, within=SUSPICION * 10)
+        await eventually(lambda: asked >= 2, within=PATIENCE * 10)
         waits = (
             "select array_agg(pid) from pg_stat_activity "
             "where wait_event_type = 'Lock' and datname = current_database()"
@@ -60,7 +60,7 @@ async def test_nobody_is_asked_after_while_all_is_well(database: DatabaseUrl) ->
         liveness = store.database._liveness
         assert not liveness._waiting
         assert not liveness._asking
-        await eventually(lambda: liveness._timer is None, within=SUSPICION * 10)
+        await eventually(lambda: liveness._timer is None, within=PATIENCE * 10)
 
 
 async def work() -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from logging import getLogger
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,81 +22,39 @@ import asyncpg
 from sqlalchemy import Engine, event
 from sqlalchemy.pool import QueuePool
 
-from .liveness import MOST_PROBES, ON_ITS_WAY, PROBE_TIMEOUT, SUSPICION
-
-_logger = getLogger(__name__)
+from .suspicion import ON_ITS_WAY, PROBE_TIMEOUT, Suspicion
 
 
-class Checkouts:
+class Checkouts(Suspicion[object]):
     """Ends idle connections of a pool that nobody answers on, while a checkout waits for them.
 
     Connections that were opened before, and that the pool has not lent since, are not known and not ended.
+
+    What waits is whoever asks the pool for a connection.
 
     :param engine: whose pool it is
     :param probe: opens a connection beside the pool
     """
 
     def __init__(self, engine: Engine, probe: Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]) -> None:
+        super().__init__(getLogger(__name__))
         self._probe = probe
         # Since when each has been idle for the pool, which includes the time in which it is asked.
         self._idle: WeakKeyDictionary[asyncpg.Connection, float] = WeakKeyDictionary()
-        # Since when each waits.
-        self._waiting: dict[object, float] = {}
-        self._asking: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
         if isinstance(engine.pool, QueuePool):  # others lend one connection to several, or keep none
             _listen(engine, self._idle)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch over the pool for as long as the block waits for one of its connections."""
-        waiter = object()
-        self._waiting[waiter] = time.monotonic()
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SUSPICION, self._look)
-        try:
-            yield
-        finally:
-            del self._waiting[waiter]
-
-    def close(self) -> None:
-        """Ask no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for each in self._asking:
-            each.cancel()
-
-    def _look(self) -> None:
-        """Ask when somebody has waited long; the timer runs only while somebody waits."""
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        if not self._waiting:
-            return
-        self._timer = loop.call_later(SUSPICION, self._look)
-        # Beside a question that hangs: the network may be back, and the question that was lost in it not.
-        if self._suspects(time.monotonic() - SUSPICION) and len(self._asking) < MOST_PROBES:
-            task = loop.create_task(self._ask(), name="duetime checkouts")
-            self._asking.add(task)
-            task.add_done_callback(self._asked)
-
-    def _asked(self, task: asyncio.Task[None]) -> None:
-        self._asking.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.debug("The database cannot be asked whether it is there: %s", error)
-
-    def _suspects(self, latest: float) -> list[asyncpg.Connection]:
-        """Return what was idle already when the last one came who waits since ``latest`` or longer."""
-        came = max((since for since in self._waiting.values() if since <= latest), default=0.0)
+    def _suspects(self) -> list[asyncpg.Connection]:
+        """Return what was idle already when the last one came who has waited long."""
+        came = max(self._long_waiting().values(), default=0.0)
         return [each for each, since in self._idle.items() if since <= came and not each.is_closed()]
 
     async def _ask(self) -> None:
-        latest = time.monotonic() - SUSPICION
         async with asyncio.timeout(PROBE_TIMEOUT), self._probe() as probe:
             await probe.fetchval("select 1")
         await asyncio.sleep(ON_ITS_WAY)
-        if suspects := self._suspects(latest):
-            _logger.warning("The database does not answer on idle connections of the engine's pool; they are replaced")
+        if suspects := self._suspects():
+            self.logger.warning("The database does not answer on idle connections of the pool; they are replaced")
             for each in suspects:
                 each.terminate()
 

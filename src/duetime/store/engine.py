@@ -86,7 +86,7 @@ class EngineConnections:
     async def _check_out(self) -> tuple[AsyncConnection, asyncpg.Connection]:
         """Check out a connection that is not lost, as far as anybody knows, and return the driver's own one with it."""
         while True:
-            with self._checkouts.watching():
+            with self._checkouts.watching(object()):
                 connection = await self._connect(self._engine)
             raw = await connection.get_raw_connection()
             driver: Any = raw.driver_connection

@@ -9,22 +9,13 @@ connection cannot be opened either, the question is asked every second: that is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from logging import Logger, getLogger
+import time
+from logging import getLogger
 
 import asyncpg
 
 from .connections import Connections
-
-SUSPICION = 1.0
-"""Seconds that a statement may take before it is asked after, and between two questions."""
-
-PROBE_TIMEOUT = 5.0
-MOST_PROBES = 5
-
-ON_ITS_WAY = 0.5
-"""Seconds that are left to an answer that the server has given while it was asked after."""
+from .suspicion import ON_ITS_WAY, PROBE_TIMEOUT, Suspicion
 
 _LONG = 10.0
 """Seconds after which a statement is given up that the server has answered in part, or that it cannot be asked about:
@@ -41,69 +32,28 @@ _QUESTION = """
 """
 
 
-class Liveness:
+class Liveness(Suspicion[asyncpg.Connection]):
     """Ends connections whose server does not work on what they wait for.
 
+    What waits is the connection that a statement goes over.
+
     :param connections: where a new connection comes from, to ask on
-    :ivar logger: is told of connections that are ended
     """
 
     def __init__(self, connections: Connections) -> None:
-        self.logger: Logger = getLogger(__name__)
+        super().__init__(getLogger(__name__))
         self._connections = connections
-        self._waiting: dict[asyncpg.Connection, float] = {}
-        self._asking: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    @contextmanager
-    def watching(self, connection: asyncpg.Connection) -> Iterator[None]:
-        """Watch over a connection for as long as the block waits for its server."""
-        loop = asyncio.get_running_loop()
-        self._waiting[connection] = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(SUSPICION, self._look)
-        try:
-            yield
-        finally:
-            self._waiting.pop(connection, None)
-
-    def close(self) -> None:
-        """Ask no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for each in self._asking:
-            each.cancel()
-
-    def _look(self) -> None:
-        """Ask after those that have waited long; the timer runs only while somebody waits."""
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        if not self._waiting:
-            return
-        self._timer = loop.call_later(SUSPICION, self._look)
-        # Beside a question that hangs: the network may be back, and the question that was lost in it not.
-        if self._suspects() and len(self._asking) < MOST_PROBES:
-            task = loop.create_task(self._ask(), name="duetime liveness")
-            self._asking.add(task)
-            task.add_done_callback(self._asked)
-
-    def _asked(self, task: asyncio.Task[None]) -> None:
-        self._asking.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.logger.debug("The database cannot be asked how it does: %s", error)
 
     def _suspects(self) -> dict[asyncpg.Connection, float]:
         """Return the connections whose answer is late, and since when they wait for it."""
-        latest = asyncio.get_running_loop().time() - SUSPICION
-        return {each: since for each, since in self._waiting.items() if since <= latest}
+        return self._long_waiting()
 
     async def _ask(self) -> None:
         async with asyncio.timeout(PROBE_TIMEOUT), self._connections.probe() as probe:
             suspects = self._suspects()
             pids = [each.get_server_pid() for each in suspects]
             [row] = await probe.fetch(_QUESTION, pids, probe.get_server_pid())
-        long_ago = asyncio.get_running_loop().time() - _LONG
+        long_ago = time.monotonic() - _LONG
         certain = {*row["at_work"], *row["at_talk"]}
         silent = {
             each: since
