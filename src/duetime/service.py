@@ -500,8 +500,8 @@ class Service:
             "max_jitter": _seconds(schedule.max_jitter),
             "result_ttl": _seconds(schedule.job_result_expiration_time),
             "executor": schedule.job_executor,
-            "history_max_age": schedule.metadata.get(HISTORY_MAX_AGE),
-            "history_max_fires": schedule.metadata.get(HISTORY_MAX_FIRES),
+            "history_max_age": schedule.metadata.get(HISTORY_MAX_AGE, _seconds(self._store.history_max_age)),
+            "history_max_fires": schedule.metadata.get(HISTORY_MAX_FIRES, self._store.history_max_fires),
         }
         return records.Schedule(
             **_common(row),

@@ -146,6 +146,14 @@ async def test_an_instant_is_not_fired_again_because_its_row_is_gone(
         assert len(calls) == 1
 
 
+async def test_a_schedule_shows_how_long_its_history_is_kept(database: DatabaseUrl) -> None:
+    """By its own options, or by the settings of the node that is asked."""
+    async with a_service(database, history_max_age=timedelta(hours=1), history_max_fires=500) as service:
+        for own, kept in ({}, (3600, 500)), ({"history_max_age": 60, "history_max_fires": 7}, (60, 7)):
+            options = (await service.add(new(trigger=DAILY, options=own))).options
+            assert (options["history_max_age"], options["history_max_fires"]) == kept
+
+
 async def nothing_pending(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval("select not exists (select from duetime.fires where state = 'pending')"))
 
